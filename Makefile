@@ -1,0 +1,54 @@
+# Every target does its own set-up in .venv; nothing is rebuilt without a change.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+BUILD := build/cmake
+BUILD_INPUTS := setup.py CMakeLists.txt $(shell find csrc -type f)
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: setup run test test-slow lint format bench clean
+
+setup: $(VENV)/.built
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
+	  { echo "Python 3.11 or 3.12 is needed: make PYTHON=python3.11 ..."; exit 1; }
+	@command -v $${CXX:-g++} >/dev/null || { echo "g++ is needed: apt-get install -y g++"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+# torch first: the kernels build against it, and a plain resolve would pull its CUDA build
+$(VENV)/.dependencies: $(VENV)/.python pyproject.toml constraints.txt
+	$(PIP) torch==$$(sed -n 's/^torch==//p' constraints.txt)
+	$(PIP) setuptools $$(sed -n '/^requires = /s/.*\[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
+	touch $@
+
+$(VENV)/.built: $(VENV)/.dependencies $(BUILD_INPUTS)
+	SPARK_BUILD_DIR=$(BUILD) $(PIP) --no-build-isolation -e '.[alfworld,train,dev]'
+	touch $@
+
+run: setup
+	$(BIN)/spark train first_light
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow and not gpu and not vllm and not sglang"
+
+test-slow: setup
+	$(BIN)/python -m pytest -m "slow and not gpu and not vllm and not sglang"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh' | xargs $(BIN)/clang-format -i
+
+bench: setup
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) build

@@ -1,0 +1,109 @@
+"""The engine protocol: sequences of append-only tokens that can be sampled and forked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from spark.core import Watch
+
+FinishReason = Literal["stop", "length", "trigger", "context"]
+
+
+class TokenConstraint(Protocol):
+    """Limits the next token, e.g. to the admissible commands of an environment."""
+
+    def allowed(self, generated: Sequence[int]) -> Sequence[int] | None:
+        """Return the token ids that may follow `generated` (the tokens since `sample` was called).
+
+        None = no limit here. An empty answer is an error of the constraint.
+        """
+        ...
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class SamplingParams:
+    """How to sample one continuation. Temperature 0 is greedy."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_k: int = 0
+    """0 = off."""
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    """With the position in the sequence it fixes the random number of every token."""
+    stop: tuple[str, ...] = ()
+    """Stop right after the token that completes one of these strings; the string is kept."""
+    stop_token_ids: tuple[int, ...] = ()
+    constraint: TokenConstraint | None = None
+    watch: Watch | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class Sample:
+    """What one `sample` call added; the lists have equal length, values are in nats.
+
+    Example:
+        Sample(tokens=[5, 8], logprobs=[-0.3, -2.0], entropies=[0.9, 2.2],
+               log_kept_mass=[0.0, -0.1], allowed={}, finish_reason="stop", weight_version=3)
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    """Over the full tempered vocabulary; the draw's own is `logprobs - log_kept_mass`."""
+    entropies: list[float] = field(default_factory=list)
+    """Over the full vocabulary at temperature 1."""
+    log_kept_mass: list[float] = field(default_factory=list)
+    allowed: dict[int, list[int]] = field(default_factory=dict)
+    """Offset in `tokens` -> ids the constraint allowed there."""
+    finish_reason: FinishReason = "stop"
+    trigger: str | None = None
+    """Set when `finish_reason` is "trigger": "entropy" or the tag that was completed."""
+    weight_version: int = 0
+
+
+class EngineError(RuntimeError):
+    """One request failed, e.g. with NaN logits; other requests go on."""
+
+
+class Engine(Protocol):
+    """Holds the KV cache of live sequences. `seq` is an opaque integer handle."""
+
+    async def open(self, tokens: Sequence[int]) -> int:
+        """Prefill `tokens` and return a handle; its KV lives until `release`."""
+        ...
+
+    async def extend(self, seq: int, tokens: Sequence[int]) -> None:
+        """Append environment tokens to `seq`."""
+        ...
+
+    async def fork(self, seq: int, n: int, at: int | None = None) -> list[int]:
+        """Return `n` copy-on-write children that share the first `at` tokens (default: all)."""
+        ...
+
+    async def sample(self, seq: int, params: SamplingParams) -> Sample:
+        """Sample a continuation; the sampled tokens are appended to `seq`."""
+        ...
+
+    async def release(self, seq: int) -> None:
+        """Drop `seq` and free the blocks nobody else holds."""
+        ...
+
+    async def update_weights(self, state: Mapping[str, Any], version: int) -> None:
+        """Load `state` (name -> tensor) as version `version`. Live sequences must be released."""
+        ...
+
+    def length(self, seq: int) -> int:
+        """Return the number of tokens of `seq`."""
+        ...
+
+    def stats(self) -> dict[str, int]:
+        """Return the counters, in tokens unless the name says otherwise.
+
+        generated: sampled; prefilled: given and computed; reused: sampled tokens of a shared
+        prefix that a forked child did not have to sample again; recomputed: computed more than
+        once; forks: children made; blocks_in_use; blocks_copied; preemptions.
+        """
+        ...

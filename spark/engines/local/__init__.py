@@ -1,0 +1,1 @@
+"""spark/engines/local"""
