@@ -6,6 +6,9 @@ BUILD := build/cmake
 BUILD_INPUTS := setup.py CMakeLists.txt $(shell find csrc -type f)
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
+# the build tools of the environment come before the system's
+export PATH := $(abspath $(BIN)):$(PATH)
+
 .PHONY: setup run test test-slow lint format bench clean
 
 setup: $(VENV)/.built
