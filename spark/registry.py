@@ -1,0 +1,41 @@
+"""Names for implementations, imported only when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import Any
+
+
+class Registry:
+    """A lazy map from names to objects; a value "module:attribute" is imported on first use.
+
+    Example:
+        RULES = Registry("rule", {"spark": "spark.branching.rules:SparkRule"})
+        RULES["spark"]            # the class; RULES["sprak"] raises ValueError with the known names
+        RULES["mine"] = MyRule    # an object or another "module:attribute"
+    """
+
+    def __init__(self, noun: str, entries: Mapping[str, Any] | None = None) -> None:
+        """`noun` is what one entry is called in error messages."""
+        self.noun = noun
+        self._entries: dict[str, Any] = dict(entries or {})
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._entries:
+            known = ", ".join(sorted(self._entries)) or "none"
+            raise ValueError(f"unknown {self.noun} {name!r}; known: {known}")
+        entry = self._entries[name]
+        if isinstance(entry, str):
+            module, _, attribute = entry.partition(":")
+            entry = self._entries[name] = getattr(import_module(module), attribute)
+        return entry
+
+    def __setitem__(self, name: str, entry: Any) -> None:
+        self._entries[name] = entry
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
