@@ -17,11 +17,11 @@ def parse(kind: type[T], argv: Sequence[str], *, prog: str, default: T | None = 
 
     Raises ValueError with one line that names the field at fault.
     """
-    given = {} if default is None else {"default": default}
+    start = tyro.MISSING_NONPROP if default is None else default
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(kind, args=list(argv), prog=prog, use_underscores=True, **given)
+            return tyro.cli(kind, args=list(argv), prog=prog, default=start, use_underscores=True)
     except SystemExit as stop:
         if not stop.code:
             raise
