@@ -1,0 +1,62 @@
+"""The clipped policy objective with a low-variance KL term and truncated importance sampling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spark.train.pack import Row
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class LossConfig:
+    """Constants of the objective."""
+
+    clip_low: float = 0.2
+    """A ratio below 1 - clip_low earns nothing more."""
+    clip_high: float = 0.25
+    """A ratio above 1 + clip_high earns nothing more."""
+    kl: float = 0.01
+    """Weight of the KL divergence to the reference; 0 = no reference is kept."""
+    importance_cap: float = 2.0
+    """Bound of the correction trainer probability / engine probability."""
+
+
+def policy_loss(
+    logprobs: Tensor, old: Tensor, reference: Tensor | None, row: Row, config: LossConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the summed loss of a row, and what to log (sums over its N trained tokens).
+
+    Args:
+        logprobs: [N], of the policy being trained.
+        old: [N], of the same network when the trees were sampled.
+        reference: [N], of the frozen reference; None = no KL term.
+        row: the packed row.
+        config: constants.
+
+    The caller divides by the sum of the weights of everything in the step.
+    """
+    ratio = (logprobs - old).exp()
+    clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
+    correction = (old - row.behaviour).exp().clamp(max=config.importance_cap)
+    term = row.term_target
+    gain = torch.minimum(ratio[term] * row.advantage, clipped[term] * row.advantage)
+    loss = -(row.weight * correction[term] * gain).sum()
+    logs = {
+        "tokens": torch.tensor(float(len(logprobs))),
+        "clipped": (ratio != clipped).sum(),
+        "mismatch": (old - row.behaviour).abs().sum(),
+    }
+    if reference is not None:
+        kl = low_variance_kl(logprobs, reference)
+        loss = loss + config.kl * (row.weight * kl[term]).sum()
+        logs["kl"] = kl.sum()
+    return loss, {name: value.detach() for name, value in logs.items()}
+
+
+def low_variance_kl(logprobs: Tensor, reference: Tensor) -> Tensor:
+    """Return the estimate exp(d) - d - 1 with d = reference - logprobs: unbiased and >= 0."""
+    difference = reference - logprobs
+    return difference.exp() - difference - 1
