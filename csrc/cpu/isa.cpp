@@ -1,6 +1,11 @@
 #include "spark/isa.h"
 
-extern "C" SparkIsa spark_cpu_isa() {
+#include <cstdlib>
+#include <cstring>
+
+namespace {
+
+SparkIsa detect() {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
@@ -11,4 +16,16 @@ extern "C" SparkIsa spark_cpu_isa() {
   }
 #endif
   return SPARK_ISA_PLAIN;
+}
+
+}  // namespace
+
+extern "C" SparkIsa spark_cpu_isa() {
+  static const SparkIsa best = detect();
+  // read on every call: tests switch it
+  const char* wanted = std::getenv("SPARK_ISA");
+  if (wanted == nullptr) return best;
+  if (std::strcmp(wanted, "plain") == 0) return SPARK_ISA_PLAIN;
+  if (std::strcmp(wanted, "avx2") == 0 && best == SPARK_ISA_AVX512) return SPARK_ISA_AVX2;
+  return best;
 }
