@@ -14,22 +14,15 @@ OUTSIDE = {"spark.serve", "spark.view", "spark.recipes", "spark.integrations"}
 OUTSIDE |= {"spark.cli", "spark.commands", "spark.__main__"}
 
 # room -> what it may import of ours; a name covers what lies below it
+GROUND = {"spark.core", "spark.registry", "spark.seeds"}
 MAY_IMPORT = {
     "spark_kernels": {"spark_kernels"},
-    "spark.core": set(),
-    "spark.registry": set(),
-    "spark.branching": {"spark.core", "spark.registry", "spark.branching"},
-    "spark.envs": {"spark.core", "spark.registry", "spark.envs"},
-    "spark.engines": {"spark.core", "spark.registry", "spark.engines", "spark_kernels"},
-    "spark.rollout": {
-        "spark.core",
-        "spark.registry",
-        "spark.branching",
-        "spark.envs",
-        "spark.engines",
-        "spark.rollout",
-    },
-    "spark.train": {"spark.core", "spark.registry", "spark.train", "spark_kernels"},
+    **{module: set() for module in GROUND},
+    "spark.branching": {"spark.branching", *GROUND},
+    "spark.envs": {"spark.envs", *GROUND},
+    "spark.engines": {"spark.engines", "spark_kernels", *GROUND},
+    "spark.rollout": {"spark.branching", "spark.envs", "spark.engines", "spark.rollout", *GROUND},
+    "spark.train": {"spark.train", "spark_kernels", *GROUND},
 }
 # the driver meets implementations only through the protocols and the registries
 PROTOCOLS = {

@@ -21,7 +21,14 @@ def parse(kind: type[T], argv: Sequence[str], *, prog: str, default: T | None = 
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(kind, args=list(argv), prog=prog, default=start, use_underscores=True)
+            return tyro.cli(
+                kind,
+                args=list(argv),
+                prog=prog,
+                default=start,
+                use_underscores=True,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
     except SystemExit as stop:
         if not stop.code:
             raise
