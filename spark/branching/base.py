@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from spark.core import Watch
+
+BranchAt = Literal["next", "flagged", "within"]
+"""What a branching state gets several of: the next decision (the flagged one is executed once),
+the flagged decision itself, or what follows the engine's mid-generation trigger."""
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class State:
-    """What a rule may look at after a decision was sampled and executed."""
+    """What a rule may look at after a decision, or a part of one, was sampled."""
 
     text: str
-    """Text of the decision."""
+    """Text of the decision so far."""
     entropies: list[float]
     """Entropy of each of its tokens, nats."""
     turn: int
@@ -37,10 +41,15 @@ class Decision:
 
 
 class BranchRule(Protocol):
-    """Decides where a trajectory is worth more than one continuation."""
+    """Decides where a trajectory is worth more than one continuation.
 
-    watch: Watch | None
-    """Mid-generation trigger to hand to the engine; None = decide only between turns."""
+    Rules are dataclasses; `RolloutConfig` fills the fields that it has under the same name.
+    """
+
+    @property
+    def watch(self) -> Watch | None:
+        """Mid-generation trigger used with `branch_at="within"`; None = the rule has none."""
+        ...
 
     def decide(self, state: State) -> Decision:
         """Return how many continuations `state` deserves."""
@@ -50,14 +59,17 @@ class BranchRule(Protocol):
 class Budget(Protocol):
     """Counts what a tree may still spend; one budget object serves one tree."""
 
+    leaf_tokens: int | None
+    """Tokens one leaf may sample beyond what it shares at birth; None = no limit."""
+
+    def available(self, *, turn: int, lineage: tuple[int, ...]) -> int:
+        """Return how many more leaves may start here; for one turn it never rises again."""
+        ...
+
     def grant(self, wanted: int, *, turn: int, lineage: tuple[int, ...]) -> int:
         """Reserve and return up to `wanted` additional leaves (0 = do not branch)."""
         ...
 
-    def spend(self, *, tokens: int, seconds: float) -> None:
-        """Record what was spent."""
-        ...
-
-    def exhausted(self) -> bool:
-        """Return True when tokens or seconds have run out and trajectories must end."""
+    def expired(self) -> bool:
+        """Return True when the time is up and trajectories must end."""
         ...

@@ -1,0 +1,85 @@
+"""The rules: each says at which states a trajectory deserves `width` continuations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
+
+from spark.branching.base import Decision, State
+from spark.core import Watch
+from spark.seeds import unit_float
+
+
+@dataclass(kw_only=True, frozen=True)
+class SparkRule:
+    """The policy flags its own key states with `<explore>` (Spark, arXiv 2601.20209, Eq. 5)."""
+
+    width: int = 2
+    watch = Watch(tags=("</explore>",))
+
+    def decide(self, state: State) -> Decision:
+        """Branch when the decision contains the tag."""
+        flagged = "<explore>" in state.text
+        return Decision(width=self.width, trigger="explore") if flagged else Decision()
+
+
+@dataclass(kw_only=True, frozen=True)
+class EntropyRule:
+    """The policy is unsure: the decision's exact entropy, nats, lies above a threshold."""
+
+    width: int = 2
+    entropy_threshold: float = 1.0
+    entropy_of: Literal["mean", "max"] = "mean"
+
+    @property
+    def watch(self) -> Watch:
+        """Pause right after a token drawn above the threshold."""
+        return Watch(entropy_above=self.entropy_threshold)
+
+    def decide(self, state: State) -> Decision:
+        """Branch at the engine's entropy trigger, or when the decision as a whole was unsure."""
+        unsure = state.sample_trigger == "entropy"
+        if not unsure and state.entropies:
+            pooled = fmean(state.entropies) if self.entropy_of == "mean" else max(state.entropies)
+            unsure = pooled > self.entropy_threshold
+        return Decision(width=self.width, trigger="entropy") if unsure else Decision()
+
+
+@dataclass(kw_only=True, frozen=True)
+class RandomRule:
+    """The control: every decision branches with the same probability."""
+
+    width: int = 2
+    probability: float = 0.2
+    watch = None
+
+    def decide(self, state: State) -> Decision:
+        """Branch by a number that depends only on the tree's seed, the lineage and the turn."""
+        lucky = unit_float("branch", state.seed, state.lineage, state.turn) < self.probability
+        return Decision(width=self.width, trigger="random") if lucky else Decision()
+
+
+@dataclass(kw_only=True, frozen=True)
+class FixedRule:
+    """Branch after the decisions with the given indices (from 0), whatever they are."""
+
+    width: int = 2
+    fixed_turns: tuple[int, ...] = ()
+    watch = None
+
+    def decide(self, state: State) -> Decision:
+        """Branch when it is one of the turns."""
+        due = state.turn in self.fixed_turns
+        return Decision(width=self.width, trigger="fixed") if due else Decision()
+
+
+@dataclass(kw_only=True, frozen=True)
+class NoRule:
+    """Independent chains: nothing ever branches."""
+
+    watch = None
+
+    def decide(self, state: State) -> Decision:
+        """Go on alone."""
+        return Decision()

@@ -1,0 +1,124 @@
+"""Append-only chat: each turn is rendered once, as tokens that follow those already there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+ACTION_OPEN = "<action>"
+ACTION_CLOSE = "</action>"
+
+# ChatML without any rewriting of earlier turns
+APPEND_ONLY = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+_OBSERVATION = "@observation@"
+_DECISION = "<think> one </think> <action> two </action>"
+_COMMAND = re.compile(f"{ACTION_OPEN}(.*?){ACTION_CLOSE}", re.DOTALL)
+
+
+def command_of(text: str) -> str | None:
+    """Return the command of the first complete `<action> ... </action>` in `text`, or None."""
+    match = _COMMAND.search(text)
+    return " ".join(match.group(1).split()) if match else None
+
+
+class Chat:
+    """Renders a conversation turn by turn with the model's chat template; nothing is re-tokenised.
+
+    Raises ValueError when the template rewrites earlier turns (many strip the reasoning of past
+    answers): then the tokens that were sampled would no longer be the conversation's prefix.
+
+    Example:
+        chat = Chat(AutoTokenizer.from_pretrained(path))
+        prompt = chat.prompt("You are in a room ... Your task is to: put a pen in the shelf.")
+        # ... sample a decision: [.., </action>]
+        chat.reply("You arrive at desk 1.", after=decision)    # tokens to append
+    """
+
+    def __init__(
+        self, tokenizer: Any, *, template: str | None = None, system: str | None = None
+    ) -> None:
+        """`template`: None = the tokenizer's own, "append_only" = ChatML, or Jinja source."""
+        self.tokenizer = tokenizer
+        self._template = APPEND_ONLY if template == "append_only" else template
+        if self._template is None and not getattr(tokenizer, "chat_template", None):
+            raise ValueError(
+                'the tokenizer has no chat template; pass Chat(tokenizer, template="append_only")'
+            )
+        self._system = [{"role": "system", "content": system}] if system else []
+        self._reply = self._reply_pattern()
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end a decision besides `</action>`: the tokenizer's end of text."""
+        end = self.tokenizer.eos_token_id
+        return () if end is None else (int(end),)
+
+    def prompt(self, observation: str) -> list[int]:
+        """Return the tokens of the first observation, up to where the policy speaks."""
+        return self.encode(self._render([_user(observation)]))
+
+    def reply(self, observation: str, *, after: Sequence[int] = ()) -> list[int]:
+        """Return the tokens that follow the decision `after`: its end, the answer, a new header."""
+        tokens = self.encode(self._reply.replace(_OBSERVATION, observation))
+        # a decision that sampled the end-of-turn token itself must not get a second one
+        closed = bool(after) and tokens[:1] == [after[-1]]
+        return tokens[1:] if closed else tokens
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of `text`, without special tokens added around it."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of `tokens`, tags and special tokens included."""
+        return str(
+            self.tokenizer.decode(
+                list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
+        )
+
+    def _render(self, messages: list[dict[str, str]], header: bool = True) -> str:
+        return str(
+            self.tokenizer.apply_chat_template(
+                self._system + messages,
+                chat_template=self._template,
+                add_generation_prompt=header,
+                tokenize=False,
+            )
+        )
+
+    def _suffix(self, history: list[dict[str, str]], observation: str) -> str:
+        """Return what the template puts after `history` and the decision `_DECISION`."""
+        before = self._render(history) + _DECISION
+        after = self._render([*history, _assistant(_DECISION), _user(observation)])
+        if not after.startswith(before):
+            raise ValueError(
+                "the chat template rewrites earlier turns (it may strip their reasoning), so "
+                "sampled tokens could not stay in place; pass a template that does not, or "
+                'Chat(tokenizer, template="append_only")'
+            )
+        return after[len(before) :]
+
+    def _reply_pattern(self) -> str:
+        """Return the text after any decision, with `_OBSERVATION` where the answer stands."""
+        first = [_user("task")]
+        second = [*first, _assistant(_DECISION), _user("three")]
+        pattern = self._suffix(first, _OBSERVATION)
+        if pattern != self._suffix(second, _OBSERVATION) or pattern.count(_OBSERVATION) != 1:
+            raise ValueError(
+                "the chat template renders a turn differently later in the conversation; pass "
+                'Chat(tokenizer, template="append_only")'
+            )
+        return pattern
+
+
+def _user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def _assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}

@@ -1,0 +1,93 @@
+"""The constraint on actions: inside `<action>` only the admissible commands can be written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from spark.rollout.chat import ACTION_CLOSE, ACTION_OPEN, Chat, command_of
+
+# token id -> what may follow; an empty dictionary ends a command
+Trie = dict[int, Any]
+
+
+class ActionTrie:
+    """Makes the constraint of a decision from the commands the environment admits.
+
+    Commands are tokenised as they stand in a decision, between the tags, whole; the tokenizer must
+    keep the opening tag's tokens as a prefix of that and give the command back when it decodes.
+    """
+
+    def __init__(self, chat: Chat, exclude: Sequence[str] = ()) -> None:
+        """`exclude`: first words of commands to leave out, unless no other command remains."""
+        self._chat = chat
+        self._exclude = frozenset(exclude)
+        self._opening = tuple(chat.encode(ACTION_OPEN))
+        self._continuations: dict[str, list[int]] = {}
+        self._tries: dict[tuple[str, ...], Trie] = {}
+
+    def constraint(self, commands: Sequence[str], before: Sequence[int] = ()) -> ActionConstraint:
+        """Return the constraint for one decision that already has the tokens `before`.
+
+        Raises ValueError when the tokenizer cannot write one of the commands.
+        """
+        key = tuple(commands)
+        if key not in self._tries:
+            self._tries[key] = self._build(key)
+        return ActionConstraint(self._chat, self._tries[key], before)
+
+    def _build(self, commands: tuple[str, ...]) -> Trie:
+        kept = [c for c in commands if c.split()[:1] and c.split()[0] not in self._exclude]
+        trie: Trie = {}
+        for command in kept or commands:
+            cursor = trie
+            for token in self._continuation(command):
+                cursor = cursor.setdefault(token, {})
+        return trie
+
+    def _continuation(self, command: str) -> list[int]:
+        """Return the tokens of `command` and the closing tag as they follow the opening tag."""
+        if command not in self._continuations:
+            tokens = self._chat.encode(f"{ACTION_OPEN} {command} {ACTION_CLOSE}")
+            cut = len(self._opening)
+            whole = tuple(tokens[:cut]) == self._opening
+            if not whole or command_of(self._chat.decode(tokens)) != " ".join(command.split()):
+                raise ValueError(
+                    f"the tokenizer cannot write the command {command!r} between action tags; "
+                    "use constrain=False or a tokenizer that keeps the tags apart"
+                )
+            self._continuations[command] = tokens[cut:]
+        return self._continuations[command]
+
+
+class ActionConstraint:
+    """Walks the trie along one decision; `TokenConstraint` of the engine protocol."""
+
+    def __init__(self, chat: Chat, trie: Trie, before: Sequence[int] = ()) -> None:
+        """`before`: tokens of the decision that were sampled by an earlier call."""
+        self._chat = chat
+        self._trie = trie
+        self._before = list(before)
+        self._seen = 0
+        self._cursor: Trie | None = None
+        self._walk(self._before)
+
+    def allowed(self, generated: Sequence[int]) -> Sequence[int] | None:
+        """Return the ids that may follow; None outside of an action and after its end."""
+        self._walk([*self._before, *generated])
+        return list(self._cursor) if self._cursor else None
+
+    def _walk(self, decision: list[int]) -> None:
+        for end in range(self._seen + 1, len(decision) + 1):
+            if self._cursor is None:
+                self._cursor = self._trie if self._opens(decision[:end]) else None
+            else:
+                self._cursor = self._cursor.get(decision[end - 1], {})
+        self._seen = len(decision)
+
+    def _opens(self, decision: list[int]) -> bool:
+        """Return True when the last token of `decision` completes the opening tag."""
+        if ">" not in self._chat.decode(decision[-1:]):
+            return False
+        text = self._chat.decode(decision)
+        return text.rstrip().endswith(ACTION_OPEN)

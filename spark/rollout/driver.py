@@ -1,0 +1,74 @@
+"""The driver: every trajectory advances on its own; the engine batches whatever is ready."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from spark.core import Tree
+from spark.engines.base import Engine
+from spark.envs.base import EnvSource
+from spark.rollout.chat import Chat
+from spark.rollout.config import RolloutConfig
+from spark.rollout.constraint import ActionTrie
+from spark.rollout.run import TreeRun
+from spark.seeds import derive_seed
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Event:
+    """Something to show or to save while a rollout runs."""
+
+    kind: Literal["turn", "fork", "leaf", "error", "tree"]
+    index: int
+    """Place of the task in `tasks`."""
+    count: int = 0
+    """turn: tokens sampled; fork: children made; leaf, error, tree: 1."""
+    tree: Tree | None = None
+    """The finished tree, with kind "tree"."""
+
+
+async def rollout(
+    tasks: Sequence[str],
+    *,
+    engine: Engine,
+    source: EnvSource,
+    chat: Chat,
+    config: RolloutConfig,
+    seed: int,
+    on_event: Callable[[Event], None] | None = None,
+) -> list[Tree]:
+    """Roll out one tree per task, all concurrently, and return them in the order of `tasks`.
+
+    A tree depends on the weights, its task, its place in `tasks` and `seed` only. What fails
+    (an environment, a request) ends its own trajectory and is listed in `tree.info["errors"]`.
+    When the call is cancelled everything is released and CancelledError goes on; the trees that
+    were finished by then have been handed to `on_event`.
+    """
+    trie = ActionTrie(chat, config.exclude_commands) if config.constrain else None
+    emit = on_event or (lambda event: None)
+
+    async def one(index: int, task: str) -> Tree:
+        run = TreeRun(
+            task=task,
+            seed=derive_seed("tree", seed, index),
+            engine=engine,
+            source=source,
+            chat=chat,
+            config=config,
+            trie=trie,
+            notify=lambda kind, count: emit(Event(kind=kind, index=index, count=count)),
+        )
+        tree = await run.grow()
+        emit(Event(kind="tree", index=index, count=1, tree=tree))
+        return tree
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            jobs = [group.create_task(one(index, task)) for index, task in enumerate(tasks)]
+    except ExceptionGroup as several:
+        # trees do not raise: this is `on_event`, e.g. a full disk, and once is enough
+        raise several.exceptions[0] from None
+    return [job.result() for job in jobs]
