@@ -73,7 +73,7 @@ def score(
     """
     if seed is None:
         seed = torch.randint(2**63 - 1, logits.shape[:1], device=logits.device)
-    inputs: tuple[Any, ...] = (
+    inputs = (
         logits,
         temperature,
         top_k,

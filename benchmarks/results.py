@@ -1,0 +1,131 @@
+"""Results as files: one JSON per suite, printed as a table and written into the README."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.harness import Case
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+HEAD = ["op", "case", "ours", "against", "floor", "target"]
+
+
+def write(suite: str, cases: list[Case], command: str, folder: Path = RESULTS) -> Path:
+    """Write the results of a suite and return the file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{suite}.json"
+    data = {
+        "schema": 1,
+        "suite": suite,
+        "git": git(),
+        "machine": machine(),
+        "versions": versions(),
+        "command": command,
+        "cases": [case.as_json() for case in cases],
+    }
+    path.write_text(json.dumps(data, indent=1) + "\n")
+    return path
+
+
+def read(folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """Return the stored results of all suites, by name of suite."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+def git() -> str:
+    """Return the commit measured, with "+" when the working tree differs from it."""
+
+    def run(*args: str) -> str:
+        command = ["git", "-C", str(ROOT), *args]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = run("status", "--porcelain", "--", ".", ":!benchmarks/results")
+    return run("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+
+
+def machine() -> dict[str, Any]:
+    """Return what the numbers depend on: processor, cores in use, GPU and its driver."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": named[0] if named else platform.processor(),
+        "cores": torch.get_num_threads(),
+        "gpu": gpu,
+        "driver": driver() if gpu else None,
+    }
+
+
+def driver() -> str:
+    """Return the version of the NVIDIA driver."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that the numbers depend on."""
+    return {"python": platform.python_version(), "torch": str(torch.__version__)}
+
+
+def rows(result: dict[str, Any]) -> list[list[str]]:
+    """Return one line of text cells per case, in the order of `HEAD`."""
+    return [
+        [
+            case["op"],
+            " ".join(f"{name}={value}" for name, value in case["case"].items()),
+            f"{case['ours']['median']:.4g} {case['unit']}",
+            ", ".join(f"{ratio:.2f}x {name}" for name, ratio in case["ratio"].items()),
+            percent(case["fraction_of_floor"]),
+            verdict(case),
+        ]
+        for case in result["cases"]
+    ]
+
+
+def percent(fraction: float | None) -> str:
+    """Return a share of the floor as text."""
+    return "" if fraction is None else f"{fraction:.0%}"
+
+
+def verdict(case: dict[str, Any]) -> str:
+    """Return the target and whether it was met."""
+    if not case["target"]:
+        return ""
+    asked = ", ".join(
+        percent(goal) + " of floor" if name == "floor" else f"{goal:g}x {name}"
+        for name, goal in case["target"].items()
+    )
+    return f"{asked}: {'met' if case['met'] else 'MISSED'}"
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Return a suite's results as a Markdown table with its provenance below."""
+    lines = [HEAD, ["---"] * len(HEAD), *rows(result)]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    where = result["machine"]
+    device = where["gpu"] or f"{where['cpu']}, {where['cores']} cores"
+    return f"{table}\n\n{device}; torch {result['versions']['torch']}; commit {result['git']}."
+
+
+def update_tables(page: Path, folder: Path = RESULTS) -> list[str]:
+    """Rewrite the tables of `page` that stand between markers; return the suites written.
+
+    A table of suite `score` stands between `<!-- benchmark:score -->` and `<!-- /benchmark -->`.
+    """
+    text, written = page.read_text(), []
+    for result in read(folder):
+        head, mark, rest = text.partition(f"<!-- benchmark:{result['suite']} -->")
+        _, end, tail = rest.partition("<!-- /benchmark -->")
+        if mark and end:
+            text = f"{head}{mark}\n{markdown(result)}\n{end}{tail}"
+            written.append(result["suite"])
+    page.write_text(text)
+    return written
