@@ -1,4 +1,4 @@
-"""The shape of the code: who may import whom, what a plain import pulls in, how long a file gets."""
+"""The shape of the code: who may import whom, what an import pulls in, how long a file gets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "spark.train": {"spark.train", "spark_kernels", *GROUND},
 }
 # the driver meets implementations only through the protocols and the registries
-PROTOCOLS = {
+PROTOCOLS = {"spark.branching.budgets"} | {
     f"spark.{room}{end}" for room in ("branching", "envs", "engines") for end in ("", ".base")
 }
 HEAVY = {"torch", "transformers", "triton", "textworld", "alfworld", "vllm", "sglang", "peft"}
