@@ -39,6 +39,8 @@ def has(op: str, device: str) -> bool:
     if library("cpu") or library(device):
         return False
     name, key = f"spark::{op}", device.upper()
+    if not torch._C._dispatch_has_kernel(name):
+        return False
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(name, key))
 
 

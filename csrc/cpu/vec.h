@@ -1,0 +1,144 @@
+// Vectors of floats in GCC/Clang vector extensions: written once, compiled once per instruction
+// set. Everything is in an unnamed namespace and calls no library, so that no code built for one
+// instruction set can be linked into another's.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(4 * kLanes)));
+typedef int32_t VecInt __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t VecUint __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t VecHalf __attribute__((vector_size(2 * kLanes)));
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+constexpr float kInfinity = __builtin_inff();
+
+template <typename To, typename From>
+inline To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+inline Vec splat(float x) { return x - Vec{}; }
+
+inline Vec load(const float* p) {
+  Vec v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+inline Vec load(const BFloat16* p) {
+  VecHalf half;
+  std::memcpy(&half, p, sizeof(half));
+  return bit_cast<Vec>(__builtin_convertvector(half, VecUint) << 16);
+}
+
+inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof(v)); }
+
+// rounds to nearest even; NaN stays NaN
+inline void store(BFloat16* p, Vec v) {
+  VecUint bits = bit_cast<VecUint>(v);
+  VecUint rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  VecUint quiet = (bits >> 16) | 0x40;
+  VecHalf half = __builtin_convertvector(v == v ? rounded : quiet, VecHalf);
+  std::memcpy(p, &half, sizeof(half));
+}
+
+// the first n < kLanes elements, zeros behind them
+template <typename T>
+inline Vec load_some(const T* p, int n) {
+  T padded[kLanes] = {};
+  std::memcpy(padded, p, n * sizeof(T));
+  return load(padded);
+}
+
+template <typename T>
+inline void store_some(T* p, Vec v, int n) {
+  T padded[kLanes];
+  store(padded, v);
+  std::memcpy(p, padded, n * sizeof(T));
+}
+
+inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
+
+inline float reduce_max(Vec v) {
+  float m = v[0];
+  for (int i = 1; i < kLanes; ++i) m = v[i] > m ? v[i] : m;
+  return m;
+}
+
+template <int N>
+inline float sum_lanes(Vec v) {
+  if constexpr (N == 1) {
+    return v[0];
+  } else {
+    return [&]<int... I>(std::integer_sequence<int, I...>) {
+      return sum_lanes<N / 2>(v + __builtin_shufflevector(v, v, ((I + N / 2) % kLanes)...));
+    }(std::make_integer_sequence<int, kLanes>{});
+  }
+}
+
+inline float reduce_sum(Vec v) { return sum_lanes<kLanes>(v); }
+
+// e^x to 2 ulp; 0 below -87.3, and for -inf; x must not exceed 88
+inline Vec exp(Vec x) {
+  // round(x / ln 2) falls out of the low bits of this sum
+  constexpr float kShift = 12582912.0f;
+  // in this order NaN passes through
+  Vec clamped = x < -87.33654f ? splat(-87.33654f) : x;
+  Vec shifted = clamped * 1.44269504f + kShift;
+  Vec n = shifted - kShift;
+  Vec r = clamped - n * 0.693359375f + n * 2.12194440e-4f;
+  Vec p = 1.9875691500e-4f * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  VecInt scaled = bit_cast<VecInt>(p) + (bit_cast<VecInt>(shifted) << 23);
+  return x < -87.33654f ? Vec{} : bit_cast<Vec>(scaled);
+}
+
+template <int S, bool Upper>
+inline Vec transpose_pair(Vec a, Vec b) {
+  return [&]<int... I>(std::integer_sequence<int, I...>) {
+    if constexpr (Upper) {
+      return __builtin_shufflevector(a, b, ((I & S) ? kLanes + I : I + S)...);
+    } else {
+      return __builtin_shufflevector(a, b, ((I & S) ? kLanes + I - S : I)...);
+    }
+  }(std::make_integer_sequence<int, kLanes>{});
+}
+
+template <int S = 1>
+inline void transpose(Vec (&rows)[kLanes]) {
+  if constexpr (S < kLanes) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) {
+      if (i & S) continue;
+      Vec a = rows[i], b = rows[i + S];
+      rows[i] = transpose_pair<S, false>(a, b);
+      rows[i + S] = transpose_pair<S, true>(a, b);
+    }
+    transpose<2 * S>(rows);
+  }
+}
+
+}  // namespace

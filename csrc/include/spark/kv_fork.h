@@ -1,0 +1,19 @@
+// Copy the used part of partly filled KV blocks to the blocks of forked children, in all layers.
+#pragma once
+
+#include <cstdint>
+
+// One block of one buffer is `runs` stretches of `tokens` tokens, `token_bytes` each: HND has a
+// stretch a head, NHD has one. Pairs are [num_pairs, 3] (source block, destination block, tokens),
+// those of one source next to each other. Destinations are distinct and no source is one.
+struct SparkKvFork {
+  void* const* buffers;  // on the host, whatever they point at
+  int64_t num_buffers;
+  const int64_t* pairs;  // on the buffers' device
+  int64_t num_pairs;
+  int64_t runs;
+  int64_t tokens;
+  int64_t token_bytes;
+};
+
+extern "C" void spark_cpu_kv_fork(const SparkKvFork* args);

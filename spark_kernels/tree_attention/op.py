@@ -1,0 +1,68 @@
+"""`tree_attention`: paged causal attention that reads what siblings share once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spark_kernels import _load
+from spark_kernels._C import Plan
+from spark_kernels.tree_attention.reference import tree_attention_reference
+
+
+def plan_tensor(plan: Plan) -> Tensor:
+    """Return the int32 words of `plan` as a tensor that shares its memory."""
+    tensor: Tensor | None = getattr(plan, "_tensor", None)
+    if tensor is None:
+        tensor = plan._tensor = torch.frombuffer(plan, dtype=torch.int32)
+    return tensor
+
+
+def tree_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    plan: Plan | Tensor,
+    *,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Write this step's keys and values into the cache, then attend causally.
+
+    T is the sum of the plan's query lengths; sequences come in plan order and their queries are
+    their last tokens. The result of a sequence does not depend on the others or on the number of
+    threads, except that sharing changes the order of its float additions. Deterministic.
+
+    Args:
+        q: [T, num_heads, head_dim], float32 or bfloat16; head_dim a multiple of 8 up to 256.
+            Strided views are fine here and below if the last axis is contiguous.
+        k: [T, num_kv_heads, head_dim]; num_heads is a multiple of num_kv_heads.
+        v: as k.
+        k_cache: [num_blocks, num_kv_heads, block_size, head_dim], contiguous; written.
+        v_cache: as k_cache; written.
+        plan: from `BlockPool.plan`, or `plan_tensor` of it (which may be longer than the plan).
+        scale: factor on the scores, usually head_dim ** -0.5.
+        window: a query sees its last `window` tokens, itself included; 0 = all.
+        softcap: scores become softcap * tanh(score / softcap); 0 = off.
+        out: [T, num_heads, head_dim] to write the result to.
+
+    Raises:
+        RuntimeError: shapes, dtypes or the plan do not fit; nothing was written.
+    """
+    if out is None:
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    if not _load.has("tree_attention", q.device.type):
+        whole = Plan(plan.tolist()) if isinstance(plan, Tensor) else plan
+        options = {"scale": scale, "window": window, "softcap": softcap}
+        return out.copy_(tree_attention_reference(q, k, v, k_cache, v_cache, whole, **options))
+    words = plan if isinstance(plan, Tensor) else plan_tensor(plan)
+    torch.ops.spark.tree_attention(q, k, v, k_cache, v_cache, words, scale, window, softcap, out)
+    return out
+
+
+if _load.has("tree_attention", "cpu"):
+    torch.library.register_fake("spark::tree_attention", lambda *_: None)
