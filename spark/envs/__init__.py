@@ -1,1 +1,5 @@
-"""spark/envs"""
+"""Environments that fork. `ENVS["alfworld"]` is the class of a source of tasks."""
+
+from spark.registry import Registry
+
+ENVS = Registry("environment", {"alfworld": "spark.envs.alfworld.source:AlfworldSource"})
