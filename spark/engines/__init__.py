@@ -1,1 +1,5 @@
-"""spark/engines"""
+"""Engines by name, imported only when asked for."""
+
+from spark.registry import Registry
+
+ENGINES = Registry("engine", {"local": "spark.engines.local:LocalEngine"})

@@ -1,1 +1,5 @@
-"""spark/engines/local"""
+"""The embedded engine: a transformers model with paged KV in this process."""
+
+from spark.engines.local.engine import LocalEngine
+
+__all__ = ["LocalEngine"]
