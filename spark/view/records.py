@@ -8,8 +8,6 @@ from typing import Any
 from spark.core import Node, Tree
 from spark.view.run import Decode
 
-HORIZON, LEAVES = "horizon", "leaves"
-
 
 class Pieces:
     """The distinct pieces of text of all tokens shown, and each token's place among them."""
@@ -49,11 +47,12 @@ def tree_record(tree: Tree, pieces: Pieces) -> dict[str, Any]:
     records = [node_record(node, advantage, pieces) for node, advantage in nodes]
     for leaf in tree.leaves():
         records[leaf]["total_reward"] = tree.total_reward(leaf)
+    plan = tree.info.get("config", {})
     return {
         "name": tree_name(tree),
         "facts": tree_facts(tree),
-        "horizon": tree.info.get(HORIZON),
-        "leaf_budget": tree.info.get(LEAVES),
+        "horizon": plan.get("horizon"),
+        "leaf_budget": plan.get("leaves"),
         "nodes": records,
     }
 
@@ -98,11 +97,11 @@ def tree_facts(tree: Tree) -> list[str]:
     sampled = [sum(node.sampled) for node in tree.nodes]
     walked = sum(sampled[index] for leaf in leaves for index in tree.path(leaf))
     won = sum(tree.total_reward(leaf) > 0 for leaf in leaves)
-    forks = sum(len(c) - 1 for node, c in zip(tree.nodes, tree.children(), strict=True)
-                if node.parent is not None and len(c) > 1)  # fmt: skip
+    forks = tree.info.get("forks", 0)
     facts = [f"{len(tree.nodes)} nodes", f"{len(leaves)} leaves, {won} with reward"]
     facts.append(f"{forks} forks" if forks else "no forks")
     facts.append(f"{sum(sampled)} sampled tokens for {walked} tokens of paths")
+    facts += [f"failed: {failure['error']}" for failure in tree.info.get("errors", ())]
     return [*facts, f"seed {tree.seed}", f"weights {tree.weight_version}"]
 
 

@@ -71,7 +71,7 @@ def page_data(run: Run) -> dict[str, Any]:
 def select(trees: list[Tree]) -> list[Tree]:
     """Return at most `TREES_PER_ARM` trees of every arm, evenly spaced, first and last included."""
     arms: dict[str, list[Tree]] = {}
-    for tree in trees:
+    for tree in (tree for tree in trees if tree.nodes):
         arms.setdefault(str(tree.info.get("arm")), []).append(tree)
     chosen = []
     for group in arms.values():

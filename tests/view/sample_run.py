@@ -51,7 +51,7 @@ def make_tree(seed: int, *, arm: str, step: int, roots: int = 4, leaves: int = 8
     """Return a random tree of `leaves` leaves, `roots` of them from the prompt."""
     rng = random.Random(seed)
     tree = Tree(task=f"L0/{seed}", seed=seed, info={"arm": arm, "step": step})
-    tree.info |= {"horizon": HORIZON, "leaves": leaves}
+    tree.info |= {"config": {"horizon": HORIZON, "leaves": leaves}, "forks": leaves - roots}
     zeros = [0.0] * 9
     tree.nodes.append(Node(parent=None, turn=-1, tokens=list(range(9)), sampled=[False] * 9,
                            logprobs=zeros, log_kept_mass=zeros, entropies=zeros))  # fmt: skip

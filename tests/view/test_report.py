@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from sample_run import WORDS, make_tree, write_run
 
+from spark.core import Tree
 from spark.rollout.store import load_trees, save_tree
 from spark.train.credit import CreditConfig, credit
 from spark.view.records import Pieces, charts, tree_record
@@ -116,6 +117,14 @@ def test_selection_spans_training() -> None:
     assert len(chosen) == 2 * TREES_PER_ARM
     assert [tree.info["step"] for tree in chosen[:TREES_PER_ARM]][:: TREES_PER_ARM - 1] == [0, 39]
     assert select(trees[:3]) == trees[:3]
+
+
+def test_tree_that_failed_before_it_began_is_left_out() -> None:
+    failed = Tree(task="L0/1", seed=0, info={"arm": "a", "errors": [{"error": "OSError: x"}]})
+    assert select([failed]) == []
+    told = make_tree(1, arm="a", step=0)
+    told.info["errors"] = [{"error": "EngineError: NaN"}]
+    assert "failed: EngineError: NaN" in tree_record(told, Pieces(str))["facts"]
 
 
 def test_charts_skip_single_points_and_text() -> None:
