@@ -21,7 +21,7 @@ from textworld.generator.game import EntityInfo
 from textworld.logic import Placeholder, Proposition, Signature, Type, Variable
 
 from spark.envs.alfworld import memo
-from spark.envs.alfworld.generate import GOAL_SLOT, GameData
+from spark.envs.alfworld.problem import GOAL_SLOT, GameData
 from spark.envs.alfworld.translate import Problem, translate, translate_for_planning
 
 Facts = dict[Signature, frozenset[Proposition]]

@@ -100,6 +100,9 @@ def _act(policy: BasePolicy, game: Game, position: Position, text: str, last: st
         action = policy.act(state, last)
     except (HandCodedAgentFailed, HandCodedAgentTimeout):
         return None
+    except IndexError:
+        # it wants a thing that is within reach, but in another receptacle than it looks at
+        action = last
     if action == last or action not in position.operators:
         # stuck; the stock expert takes any command at random here
         return random.choice([c for c in position.admissible if c.startswith("go to ")])

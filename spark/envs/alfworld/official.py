@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from random import Random
 
-from spark.envs.alfworld.generate import GOAL_SLOT, GameData
+from spark.envs.alfworld.problem import GOAL_SLOT, GameData
 from spark.envs.alfworld.scenes import TASK_TYPES
 
 FOLDERS = {"train": "train", "L0": "valid_seen", "L1": "valid_unseen", "L2": "valid_unseen"}

@@ -48,7 +48,7 @@ class Scenes:
     """Share of closed receptacles (drawers, cabinets...) to aim at among those that are kept;
     None = as the floor plan has them."""
     hidden: float = 0.0
-    """Probability that a target lies in a closed receptacle where the floor plan has one."""
+    """Probability that a game's targets lie in closed receptacles where the scene has some."""
 
     def __post_init__(self) -> None:
         for name, known in (("rooms", ROOMS), ("task_types", TASK_TYPES)):
@@ -76,11 +76,11 @@ class TaskName(NamedTuple):
 
     split: str
     seed: int
-    index: int
+    number: int
     digest: str
 
     def __str__(self) -> str:
-        return f"{self.split}/{self.seed}/{self.index}@{self.digest}"
+        return f"{self.split}/{self.seed}/{self.number}@{self.digest}"
 
     @classmethod
     def parse(cls, text: str) -> TaskName:
