@@ -1,6 +1,9 @@
 """Where a tree branches (rules) and how often it may (budgets)."""
 
+from spark.branching.budgets import TreeBudget
 from spark.registry import Registry
+
+__all__ = ["RULES", "TreeBudget"]
 
 RULES = Registry(
     "rule",

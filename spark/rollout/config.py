@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from spark.branching import RULES
+from spark.branching import RULES, TreeBudget
 from spark.branching.base import BranchAt, BranchRule
-from spark.branching.budgets import TreeBudget
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
