@@ -90,7 +90,7 @@ def score(
     if out is None:
         out = _allocate(logits, tempered_entropy)
     try:
-        torch.ops.spark.score_out(*inputs, *out)
+        torch.ops.spark.score(*inputs, *out)
     except RuntimeError:
         check(*inputs, out=out)
         raise
@@ -118,4 +118,4 @@ def _fake(*_: Tensor | None) -> None:
 
 
 if _load.has("score", "cpu"):
-    torch.library.register_fake("spark::score_out", _fake)
+    torch.library.register_fake("spark::score", _fake)

@@ -1,0 +1,34 @@
+// Sixteen lanes in one AVX-512 register; the meaning of each function is in simd_plain.h.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace {
+
+struct Simd {
+  using F = __m512;
+  static F set(float v) { return _mm512_set1_ps(v); }
+  static F load(const float* p) { return _mm512_loadu_ps(p); }
+  static F load(const uint16_t* p) {
+    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+  }
+  static void store(float* p, F v) { _mm512_storeu_ps(p, v); }
+  static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static F max(F a, F b) { return _mm512_max_ps(a, b); }
+  static uint32_t at_least(F v, F bound) { return _mm512_cmp_ps_mask(v, bound, _CMP_GE_OQ); }
+  static F pick(uint32_t bits, F yes, F no) {
+    return _mm512_mask_blend_ps(static_cast<__mmask16>(bits), no, yes);
+  }
+  static F times_power(F v, F t) {
+    const __m512i shift = _mm512_slli_epi32(_mm512_castps_si512(t), 23);
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(v), shift));
+  }
+};
+
+}  // namespace

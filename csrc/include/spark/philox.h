@@ -1,0 +1,30 @@
+// Philox4x32-10: counter-based random numbers, the same on every device.
+#pragma once
+
+#include <cstdint>
+
+#ifdef __CUDACC__
+#define SPARK_HOST_DEVICE __host__ __device__
+#else
+#define SPARK_HOST_DEVICE
+#endif
+
+namespace {
+
+// One double in [0, 1) with 53 random bits for (seed, position).
+SPARK_HOST_DEVICE inline double philox_uniform(uint64_t seed, uint64_t position) {
+  uint32_t c0 = uint32_t(position), c1 = uint32_t(position >> 32), c2 = 0, c3 = 0;
+  uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t p0 = uint64_t(0xD2511F53u) * c0, p1 = uint64_t(0xCD9E8D57u) * c2;
+    c0 = uint32_t(p1 >> 32) ^ c1 ^ k0;
+    c2 = uint32_t(p0 >> 32) ^ c3 ^ k1;
+    c1 = uint32_t(p1);
+    c3 = uint32_t(p0);
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  return double((uint64_t(c0) << 21) | (c1 >> 11)) * 0x1p-53;
+}
+
+}  // namespace
