@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -39,17 +40,24 @@ def first_section(box: str) -> str:
     """Return tyro's boxed error report as one line: the complaint and the nearest flags."""
     rows = [line.strip("│╭╮╰╯ \t") for line in box.splitlines()[1:-1]]
     sections = " ".join("|" if set(row) <= {"─"} else row for row in rows).split("|")
-    told = [" ".join(part.split()) for part in sections]
+    told = [" ".join(re.sub(r"in spark[^-]*--help", "", part).split()) for part in sections]
     return "; ".join(part for part in told if part and "full helptext" not in part) or box.strip()
 
 
-def split_name(argv: Sequence[str], noun: str, usage: str) -> tuple[str | None, list[str]]:
-    """Return (leading positional, the flags after it); None where `--help` stands alone.
+def recipe_name(argv: Sequence[str], command: str) -> tuple[str, list[str]]:
+    """Return (recipe, the flags after it). `--help` without a recipe lists them and exits.
 
-    Raises ValueError when the name is missing.
+    Raises ValueError when the recipe is missing or unknown.
     """
-    if argv and not argv[0].startswith("-"):
-        return argv[0], list(argv[1:])
-    if "-h" in argv or "--help" in argv:
-        return None, list(argv)
-    raise ValueError(f"{noun} is missing: {usage}")
+    from spark.recipes import RECIPES
+
+    known = ", ".join(sorted(RECIPES))
+    if not argv or argv[0].startswith("-"):
+        if "-h" not in argv and "--help" not in argv:
+            raise ValueError(f"recipe is missing: {command} RECIPE, one of {known}")
+        print(f"usage: {command} RECIPE [--field value]\n\nrecipes: {known}")
+        print(f"{command} RECIPE --help lists the fields with their defaults.")
+        raise SystemExit(0)
+    if argv[0] not in RECIPES:
+        raise ValueError(f"unknown recipe {argv[0]!r}; known: {known}")
+    return argv[0], list(argv[1:])
