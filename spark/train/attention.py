@@ -34,7 +34,7 @@ def tree_attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    **_: Any,
+    **unused: Any,
 ) -> tuple[Tensor, None]:
     """Attend along the paths of `tree`.
 
@@ -48,11 +48,12 @@ def tree_attention(
         scaling: factor of the scores; 1 / sqrt(D) by default.
         sliding_window: a token sees this many positions, itself included; None = all.
         softcap: scores become softcap * tanh(score / softcap).
+        unused: what else the interface passes.
 
     Returns:
         The output as [1, T, Hq, D], and None for the weights.
     """
-    _, heads, length, dim = query.shape
+    heads, length, dim = query.shape[1:]
     kv_heads = key.shape[1]
     groups = heads // kv_heads
     grouped = query[0].unflatten(0, (kv_heads, groups)) * (scaling or dim**-0.5)

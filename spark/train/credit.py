@@ -33,19 +33,25 @@ class Term:
 
 
 def leaf_returns(tree: Tree, config: CreditConfig) -> dict[int, float]:
-    """Return leaf -> scaled reward of its path minus the penalties for invalid actions."""
+    """Return leaf -> scaled reward of its path minus the penalties for invalid actions.
+
+    A trajectory that failed for reasons of its own (`done` is False) has earned nothing, good or
+    bad, and is left out.
+    """
     return {
         leaf: config.success_reward * tree.total_reward(leaf)
         - config.invalid_penalty * sum(tree.nodes[index].invalid for index in tree.path(leaf))
         for leaf in tree.leaves()
+        if tree.nodes[leaf].done
     }
 
 
 def leaf_advantages(tree: Tree, config: CreditConfig) -> dict[int, float]:
     """Return leaf -> group-normalised return; all zero where every leaf earned the same."""
     returns = leaf_returns(tree, config)
-    mean = math.fsum(returns.values()) / len(returns)
-    deviation = math.sqrt(math.fsum((r - mean) ** 2 for r in returns.values()) / len(returns))
+    count = max(1, len(returns))
+    mean = math.fsum(returns.values()) / count
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in returns.values()) / count)
     if deviation < 1e-6:
         return dict.fromkeys(returns, 0.0)
     return {leaf: (value - mean) / deviation for leaf, value in returns.items()}
@@ -69,7 +75,7 @@ def credit(tree: Tree, config: CreditConfig) -> list[list[Term]]:
 
 
 def _merge(terms: list[Term]) -> Term:
-    """Return the weighted mean of `terms` with the sum of their weights."""
+    """Return the weighted mean of `terms` with the sum of their weights; nothing weighs nothing."""
     weight = math.fsum(term.weight for term in terms)
     total = math.fsum(term.weight * term.advantage for term in terms)
-    return Term(advantage=total / weight, weight=weight)
+    return Term(advantage=total / weight if terms else 0.0, weight=weight)

@@ -38,6 +38,7 @@ def policy_loss(
 
     The caller divides by the sum of the weights of everything in the step.
     """
+    row = row.to(logprobs.device)
     ratio = (logprobs - old).exp()
     clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
     correction = (old - row.behaviour).exp().clamp(max=config.importance_cap)

@@ -8,7 +8,8 @@ path, `pred`, not from a shifted label: no token is repeated at a fork.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,9 +56,18 @@ class Row:
     weight: Tensor
     """float32 [M]."""
 
+    def to(self, device: torch.device) -> Row:
+        """Return the row with its tensors on `device`."""
+        moved: dict[str, Any] = {
+            item.name: value.to(device)
+            for item in fields(self)
+            if isinstance(value := getattr(self, item.name), Tensor)
+        }
+        return replace(self, **moved)
+
     def mask(self) -> Tensor:
         """Return who sees whom as bool [T, T]."""
-        index = torch.arange(len(self.tokens))
+        index = torch.arange(len(self.tokens), device=self.end.device)
         query, key = index[:, None], index[None, :]
         return (key <= query) & (query < self.end[None, :])
 

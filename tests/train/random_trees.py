@@ -40,6 +40,7 @@ def random_tree(seed: int, nodes: int = 9, constrained: bool = True) -> Tree:
             )
         )
     for leaf in tree.leaves():
+        tree.nodes[leaf].done = True
         tree.nodes[leaf].reward = float(rng.random() < 0.5)
         tree.nodes[leaf].invalid = rng.random() < 0.3
     return tree

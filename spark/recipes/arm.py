@@ -1,0 +1,303 @@
+"""One arm of an experiment: roll out, credit, pack, update, publish, until the tokens are spent."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
+
+from spark.core import Tree
+from spark.recipes.config import Recipe
+from spark.recipes.events import Phase
+from spark.recipes.journal import Journal, read_json, write_json
+from spark.recipes.policy import full_state, with_lora
+from spark.recipes.session import Session, chain_config
+from spark.seeds import derive_seed
+from spark.train.attention import use_tree_attention
+from spark.train.credit import credit
+from spark.train.loss import policy_loss
+from spark.train.pack import Row, pack
+from spark.train.trainer import TreeTrainer, training_arguments
+
+GAMES_SEED = 10_000
+"""Added to the recipe's seed, so that the training games are not those of the cold start."""
+STATE = "spark_arm.json"
+MOST_STEPS = 1_000_000
+
+
+@dataclass(kw_only=True, slots=True)
+class ArmAccount:
+    """What an arm cost, in the names of summary.json: tokens, counts and seconds."""
+
+    leaves: int = 0
+    generated_tokens: int = 0
+    prefilled_tokens: int = 0
+    reused_tokens: int = 0
+    recomputed_tokens: int = 0
+    trained_tokens: int = 0
+    env_steps: int = 0
+    env_steps_replayed: int = 0
+    forks: int = 0
+    rollout_wall_s: float = 0.0
+    train_wall_s: float = 0.0
+
+    @property
+    def reused_share(self) -> float:
+        """Share of the leaves' sampled tokens that were shared instead of sampled again."""
+        return self.reused_tokens / max(1, self.reused_tokens + self.generated_tokens)
+
+
+class ArmRun:
+    """Trains one arm from the recipe's start, or its latest checkpoint, to its token budget."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        arm: str,
+        model: PreTrainedModel,
+        session: Session,
+        journal: Journal,
+        on_phase: Callable[[ArmRun, Phase], None],
+    ) -> None:
+        """`model` is left as it is; `on_phase` is called where a "rollout" or "train" ends."""
+        self.recipe, self.arm = recipe, arm
+        self.account = ArmAccount()
+        self.step = 0
+        self.tokens_per_s = 0.0
+        self._session, self._journal, self._on_phase = session, journal, on_phase
+        self._folder = journal.folder / "checkpoints" / arm
+        self._config = recipe.rollout if arm == "spark" else chain_config(recipe.rollout)
+        self._minibatches: list[list[dict[str, Any]]] = []
+        self._sums: dict[str, float] = {}
+        self._train_started = 0.0
+        start, lora = copy.deepcopy(model), recipe.model.lora
+        self.model: Any = start if lora is None else with_lora(start, lora)
+        self._reference = None
+        if lora is None and recipe.train.loss.kl:
+            self._reference = copy.deepcopy(model).eval().requires_grad_(False)
+            use_tree_attention(self._reference)
+        self._trainer = TreeTrainer(
+            self.model,
+            training_arguments(
+                self._folder,
+                steps=MOST_STEPS,
+                lr=recipe.train.lr,
+                seed=recipe.seed,
+                bf16=recipe.train.bf16,
+                report_to=recipe.train.report_to,
+                save_total_limit=2,
+            ),
+            batches=self._batch,
+            loss=self._loss,
+            temperature=recipe.rollout.temperature,
+            callbacks=[_StepEnd(self)],
+            on_step=self._note,
+        )
+
+    def run(self) -> None:
+        """Train until the budget is spent."""
+        checkpoint = latest_checkpoint(self._folder)
+        if checkpoint is not None:
+            state = verified_state(checkpoint)
+            self.account, self.step = ArmAccount(**state["account"]), state["step"]
+        self._journal.drop_after(self.arm, self.step)
+        self._trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    def end_update(self, optimiser_step: int) -> tuple[bool, bool]:
+        """Note that an optimiser step was taken; return (save a checkpoint?, stop?)."""
+        config = self.recipe.train
+        if optimiser_step % config.minibatches:
+            return False, False
+        seconds = time.perf_counter() - self._train_started
+        self.account.train_wall_s += seconds
+        self._write_train_metrics(seconds)
+        self.step += 1
+        self._on_phase(self, "train")
+        stop = self.account.generated_tokens >= self.recipe.budget_tokens
+        return self.step % config.checkpoint_every == 0 and not stop, stop
+
+    def save_state(self, optimiser_step: int) -> None:
+        """Complete the trainer's checkpoint with the arm's own state and a hash of every file."""
+        folder = self._folder / f"checkpoint-{optimiser_step}"
+        hashes = {path.name: file_hash(path) for path in sorted(folder.iterdir())}
+        state = {"step": self.step, "account": asdict(self.account), "files": hashes}
+        write_json(folder / STATE, state)
+
+    def _batch(self, optimiser_step: int) -> list[dict[str, Any]]:
+        """Return the rows of an optimiser step, after a rollout where one is due."""
+        number = optimiser_step % self.recipe.train.minibatches
+        if number == 0:
+            trees = self._roll_out()
+            self._on_phase(self, "rollout")
+            self._train_started = time.perf_counter()
+            self._sums = {}
+            self._minibatches = self._prepare(trees)
+        return self._minibatches[number]
+
+    def _roll_out(self) -> list[Tree]:
+        """Return the trees of this step, sampled with the current weights."""
+        started = time.perf_counter()
+        session, train = self._session, self.recipe.train
+        session.publish(full_state(self.model), self.step)
+        games = session.source.tasks(
+            "train", self.recipe.env.train_games, GAMES_SEED + self.recipe.seed
+        )
+        first = self.step * train.games_per_step
+        tasks = [games[(first + k) % len(games)] for k in range(train.games_per_step)]
+        before = session.engine.stats()
+        seed = derive_seed("train", self.recipe.seed, self.step)
+        trees = session.rollout(tasks, self._config, seed)
+        after = session.engine.stats()
+        seconds = time.perf_counter() - started
+        generated = sum(tree.info["generated"] for tree in trees)
+        account = self.account
+        account.rollout_wall_s += seconds
+        account.generated_tokens += generated
+        account.prefilled_tokens += after["prefilled"] - before["prefilled"]
+        account.recomputed_tokens += after["recomputed"] - before["recomputed"]
+        for tree in trees:
+            account.leaves += len(tree.leaves())
+            account.reused_tokens += tree.info["reused"]
+            account.forks += tree.info["forks"]
+            account.env_steps += tree.info["env_steps"]
+            account.env_steps_replayed += tree.info["env_steps_replayed"]
+            tree.info |= {"arm": self.arm, "step": self.step}
+            self._journal.add_tree(tree)
+        self.tokens_per_s = generated / seconds
+        self._write_rollout_metrics(trees, seconds)
+        return trees
+
+    def _prepare(self, trees: list[Tree]) -> list[list[dict[str, Any]]]:
+        """Return the rows of every minibatch with what the loss needs besides them.
+
+        A tree whose leaves all earned the same teaches nothing and is left out.
+        """
+        train = self.recipe.train
+        graded = [(tree, credit(tree, train.credit)) for tree in trees]
+        graded = [(t, c) for t, c in graded if any(m.advantage for terms in c for m in terms)]
+        bounds = [len(graded) * k // train.minibatches for k in range(train.minibatches + 1)]
+        minibatches = []
+        for first, last in pairwise(bounds):
+            part = graded[first:last]
+            rows = pack([tree for tree, _ in part], [terms for _, terms in part], train.row_tokens)
+            total = sum(float(row.weight.sum()) for row in rows)
+            minibatches.append([self._example(row, total) for row in rows])
+            self.account.trained_tokens += sum(len(row.targets) for row in rows)
+        return minibatches
+
+    def _example(self, row: Row, total: float) -> dict[str, Any]:
+        """Return `row` with the log-probabilities before the update and of the reference."""
+        trainer = self._trainer
+        return {
+            "row": row,
+            "total": total,
+            "old": trainer.frozen_logprobs(row),
+            "reference": self._reference_logprobs(row),
+        }
+
+    def _reference_logprobs(self, row: Row) -> Tensor | None:
+        if not self.recipe.train.loss.kl:
+            return None
+        if self._reference is not None:
+            return self._trainer.frozen_logprobs(row, self._reference)
+        with self.model.disable_adapter():
+            return self._trainer.frozen_logprobs(row)
+
+    def _loss(self, logprobs: Tensor, example: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, logs = policy_loss(
+            logprobs, example["old"], example["reference"], example["row"], self.recipe.train.loss
+        )
+        return loss / example["total"], logs
+
+    def _note(self, step: int, loss: float, sums: dict[str, float]) -> None:
+        """Add up what an optimiser step logged."""
+        for name, value in {**sums, "loss": loss}.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def _write_rollout_metrics(self, trees: list[Tree], seconds: float) -> None:
+        nodes = [node for tree in trees for node in tree.nodes if any(node.sampled)]
+        leaves = [leaf for tree in trees for leaf in tree.info["leaves"]]
+        drawn = [
+            value
+            for node in nodes
+            for value, sampled in zip(node.entropies, node.sampled, strict=True)
+            if sampled
+        ]
+        self._journal.add_metrics(
+            arm=self.arm,
+            step=self.step,
+            phase="rollout",
+            batch_success=fmean(leaf["won"] for leaf in leaves),
+            turns=fmean(leaf["turns"] for leaf in leaves),
+            leaves=len(leaves),
+            invalid_share=fmean(node.invalid for node in nodes),
+            entropy=fmean(drawn),
+            forks=sum(tree.info["forks"] for tree in trees),
+            reused_share=self.account.reused_share,
+            generated_tokens=self.account.generated_tokens,
+            tokens_per_s=self.tokens_per_s,
+            seconds=seconds,
+        )
+
+    def _write_train_metrics(self, seconds: float) -> None:
+        tokens = max(1.0, self._sums.get("tokens", 0.0))
+        self._journal.add_metrics(
+            arm=self.arm,
+            step=self.step,
+            phase="train",
+            loss=self._sums.get("loss", 0.0) / self.recipe.train.minibatches,
+            kl=self._sums.get("kl", 0.0) / tokens,
+            clip_ratio=self._sums.get("clipped", 0.0) / tokens,
+            logprob_mismatch=self._sums.get("mismatch", 0.0) / tokens,
+            trained_tokens=self.account.trained_tokens,
+            seconds=seconds,
+        )
+
+
+class _StepEnd(TrainerCallback):
+    """Tells the trainer when to save and when the tokens are spent."""
+
+    def __init__(self, run: ArmRun) -> None:
+        self._run = run
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """Decide at the end of the last minibatch of a rollout."""
+        control.should_save, control.should_training_stop = self._run.end_update(state.global_step)
+
+    def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write the arm's state last: a checkpoint without it is not complete."""
+        self._run.save_state(state.global_step)
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """Return the newest complete checkpoint in `folder`, None when there is none."""
+    complete = [path.parent for path in folder.glob(f"checkpoint-*/{STATE}")]
+    return max(complete, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+def verified_state(checkpoint: Path) -> dict[str, Any]:
+    """Return the arm's state in `checkpoint`. Raises ValueError when a file is not as written."""
+    state = read_json(checkpoint / STATE)
+    for name, expected in state["files"].items():
+        path = checkpoint / name
+        if not path.exists() or file_hash(path) != expected:
+            raise ValueError(
+                f"checkpoint {checkpoint} is damaged ({name} is not as it was written); remove "
+                "that folder to resume from the checkpoint before it"
+            )
+    return state
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

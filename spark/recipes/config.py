@@ -1,0 +1,132 @@
+"""What a recipe is made of: nested dataclasses, each field documented."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from spark.envs.alfworld.scenes import Scenes
+from spark.rollout.config import RolloutConfig
+from spark.train.credit import CreditConfig
+from spark.train.loss import LossConfig
+from spark.train.sft import SftConfig
+
+Arm = Literal["spark", "chain"]
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class LoraConfig:
+    """Low-rank adapters instead of full weights."""
+
+    rank: int = 16
+    alpha: int = 32
+    targets: str = "all-linear"
+    """Modules that get an adapter, as peft names them."""
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class ModelConfig:
+    """The policy to start from."""
+
+    path: str = "first_light"
+    """Name of a committed checkpoint, a folder, or a model name of the Hugging Face hub."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the engine's weights and KV cache; the trainer keeps float32 weights."""
+    lora: LoraConfig | None = None
+    """None = train all weights."""
+    template: str | None = None
+    """Chat template: None = the tokenizer's own, "append_only" = ChatML without rewriting."""
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class EnvConfig:
+    """Where the tasks come from."""
+
+    name: str = "alfworld"
+    scenes: Scenes = field(default_factory=Scenes)
+    """How games are generated."""
+    data: Path | None = None
+    """Folder of official games (json_2.1.1) to use instead of generated ones."""
+    train_games: int = 128
+    """Different games trained on; they come round again after that many."""
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class TrainConfig:
+    """How the trees of a step change the weights."""
+
+    games_per_step: int = 8
+    """Trees of a step."""
+    minibatches: int = 2
+    """Optimiser steps per rollout."""
+    lr: float = 3e-4
+    """Learning rate of AdamW."""
+    row_tokens: int = 4096
+    """Tokens of a packed row at most."""
+    bf16: bool = True
+    """Compute in bfloat16; weights stay float32."""
+    checkpoint_every: int = 5
+    """Rollouts between two checkpoints."""
+    report_to: str = "none"
+    """Logger of transformers' Trainer, e.g. "tensorboard" or "wandb"."""
+    credit: CreditConfig = field(default_factory=CreditConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class EvalConfig:
+    """The fixed evaluation set: one trajectory per game, the same games and seeds every time."""
+
+    games: dict[str, int] = field(default_factory=lambda: {"L0": 128, "L1": 64, "L2": 64})
+    """Games per split."""
+    seed: int = 1
+    """Seed of the games and of the sampling."""
+    temperature: float = 1.0
+    """Of the evaluated policy; 0 = greedy."""
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class ColdStartConfig:
+    """A small model trained from scratch on the environment's expert (`spark sft`)."""
+
+    episodes: int = 1500
+    """Expert episodes."""
+    max_steps: int = 30
+    """Decisions of an episode at most."""
+    observation_weight: float = 0.3
+    """Loss weight of what the environment says; the decisions weigh 1."""
+    invalid_share: float = 0.12
+    """Share of turns preceded by an untrained command that the environment refuses."""
+    layers: int = 3
+    hidden: int = 128
+    heads: int = 4
+    head_dim: int = 32
+    context: int = 2048
+    """Positions of the model, in tokens."""
+    fit: SftConfig = field(default_factory=SftConfig)
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Recipe:
+    """One experiment: arms that start from the same weights, games and seed.
+
+    Example:
+        RECIPES["first_light"]()
+    """
+
+    name: str
+    seed: int = 0
+    """Fixes the games trained on, every sampled token and every update."""
+    arms: tuple[Arm, ...] = ("spark", "chain")
+    """"spark" branches as `rollout` says; "chain" is the same with independent trajectories."""
+    budget_tokens: int = 300_000
+    """Generated tokens after which an arm stops."""
+    kv_blocks: int = 8192
+    """Blocks of the engine's KV cache, 16 tokens each."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    env: EnvConfig = field(default_factory=EnvConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    cold_start: ColdStartConfig = field(default_factory=ColdStartConfig)

@@ -1,0 +1,91 @@
+"""Policies on disk: loading by name or path, and saving, with errors that say what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from spark.recipes.config import LoraConfig, ModelConfig
+from spark.train.trainer import base_model
+
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+
+
+def resolve(path: str) -> str:
+    """Return the folder of a committed checkpoint, or `path` itself."""
+    committed = CHECKPOINTS / path
+    return str(committed) if committed.is_dir() else path
+
+
+def load_policy(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return model (float32) and tokenizer. Raises ValueError when they are damaged or misfit."""
+    path = resolve(config.path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"model.path={config.path!r} cannot be loaded ({error}); give a folder that "
+            "save_pretrained wrote, or a model's name"
+        ) from error
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(
+            f"model.path={config.path!r} is damaged: {len(missing)} weights are missing, "
+            f"{missing[0]} first; copy or train it again"
+        )
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise ValueError(
+            f"model.path={config.path!r}: the tokenizer has {len(tokenizer)} tokens but the model "
+            f"only {rows}; use the tokenizer that the model was trained with"
+        )
+    return model, tokenizer
+
+
+def with_lora(model: PreTrainedModel, config: LoraConfig) -> nn.Module:
+    """Return `model` with frozen weights and trainable adapters."""
+    from peft import LoraConfig as PeftConfig
+    from peft import get_peft_model
+
+    adapters = PeftConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        target_modules=config.targets,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, adapters)
+
+
+def full_state(model: Any) -> dict[str, Any]:
+    """Return name -> tensor of the whole network, adapters merged into the weights they adapt."""
+    if not hasattr(model, "merge_adapter"):
+        return dict(model.state_dict())
+    model.merge_adapter()
+    try:
+        state = base_model(model).state_dict()
+        return {
+            name.replace(".base_layer", ""): tensor.clone()
+            for name, tensor in state.items()
+            if ".lora_" not in name
+        }
+    finally:
+        model.unmerge_adapter()
+
+
+def save_policy(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write what `load_policy` reads: whole weights, configuration and tokenizer."""
+    base_model(model).save_pretrained(folder, state_dict=full_state(model))
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,160 @@
+"""The experiment: evaluate the start, train every arm from it, evaluate again, report."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from spark.recipes.arm import ArmRun
+from spark.recipes.config import ModelConfig, Recipe
+from spark.recipes.events import OnProgress, Phase, Progress, ignore
+from spark.recipes.journal import Journal, write_json
+from spark.recipes.policy import load_policy, save_policy
+from spark.recipes.session import Session
+
+SCHEMA = 1
+
+
+def train(
+    recipe: Recipe, run_dir: Path, *, resume: bool = False, on_progress: OnProgress = ignore
+) -> dict[str, Any]:
+    """Run `recipe` into `run_dir` and return what summary.json holds.
+
+    Interrupted at any moment, it goes on from the last checkpoint with `resume=True` and ends
+    with the result of an uninterrupted run. Raises ValueError when `run_dir` holds a run and
+    `resume` is False, or the run was started with another recipe.
+    """
+    return _Experiment(recipe, run_dir, resume, on_progress).run()
+
+
+class _Experiment:
+    """A run in progress; what is finished is in `state`, which is saved after every phase."""
+
+    def __init__(
+        self, recipe: Recipe, run_dir: Path, resume: bool, on_progress: OnProgress
+    ) -> None:
+        self.recipe = recipe
+        self.journal = Journal(run_dir)
+        self.state = self._open_state(resume)
+        self.on_progress = on_progress
+        self.started = time.perf_counter()
+        self.wall_before = float(self.state["wall_s"])
+
+    def _open_state(self, resume: bool) -> dict[str, Any]:
+        """Return the state of the run, a fresh one when it is new."""
+        folder, state = self.journal.folder, self.journal.read_state()
+        if not state:
+            return {"recipe": repr(self.recipe), "wall_s": 0.0, "before": {}, "arms": {}}
+        if not resume:
+            raise ValueError(f"{folder} holds a run; resume it, or choose another folder")
+        if state["recipe"] != repr(self.recipe):
+            raise ValueError(
+                f"{folder} was started with other settings; resume it with the same ones, or "
+                "choose another folder"
+            )
+        return state
+
+    def run(self) -> dict[str, Any]:
+        """Do what is not done yet."""
+        self._report(phase="load")
+        model, tokenizer = load_policy(self.recipe.model)
+        tokenizer.save_pretrained(self.journal.folder / "tokenizer")
+        with Session(self.recipe, model, tokenizer) as session:
+            self._evaluate_start(session)
+            for arm in self.recipe.arms:
+                self._run_arm(arm, session, model, tokenizer)
+        self._save_state()
+        summary = self._summary(sum(parameter.numel() for parameter in model.parameters()))
+        write_json(self.journal.folder / "summary.json", summary)
+        self._report(phase="done")
+        return summary
+
+    def _run_arm(
+        self,
+        arm: str,
+        session: Session,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> None:
+        """Train `arm` from the start and evaluate it."""
+        record = self.state["arms"].setdefault(arm, {"steps": 0, "after": {}})
+        final = self.journal.folder / "checkpoints" / arm / "final"
+        if "account" not in record:
+            arm_run = ArmRun(self.recipe, arm, model, session, self.journal, self._on_phase)
+            arm_run.run()
+            save_policy(arm_run.model, tokenizer, final)
+            record |= {"steps": arm_run.step, "account": asdict(arm_run.account)}
+            self._save_state()
+        trained, _ = load_policy(ModelConfig(path=str(final)))
+        session.publish(dict(trained.state_dict()), record["steps"])
+        for split in self.recipe.eval.games:
+            if split not in record["after"]:
+                self._evaluate(session, split, record["after"], [arm], record["steps"])
+
+    def _evaluate_start(self, session: Session) -> None:
+        """Evaluate the weights that every arm starts from."""
+        for split in self.recipe.eval.games:
+            if split not in self.state["before"]:
+                self._evaluate(session, split, self.state["before"], list(self.recipe.arms), 0)
+
+    def _evaluate(
+        self, session: Session, split: str, results: dict[str, float], arms: list[str], step: int
+    ) -> None:
+        """Add the success on `split` to `results` and write it down for `arms`."""
+        arm = arms[0] if len(arms) == 1 else None
+        self._report(phase="evaluate", arm=arm, step=step, split=split)
+        results[split] = session.evaluate(split)
+        for name in arms:
+            values = {f"success_{split}": results[split]}
+            self.journal.add_metrics(arm=name, step=step, phase="evaluate", **values)
+        self._save_state()
+        self._report(phase="evaluate", arm=arm, step=step, split=split, success=results[split])
+
+    def _on_phase(self, arm: ArmRun, phase: Phase) -> None:
+        """Show where `arm` stands."""
+        self._report(
+            phase=phase,
+            arm=arm.arm,
+            step=arm.step,
+            success=self.state["before"].get("L0"),
+            tokens_per_s=arm.tokens_per_s,
+            reused_share=arm.account.reused_share,
+            forks=arm.account.forks,
+            spent=arm.account.generated_tokens,
+        )
+
+    def _report(self, *, phase: Phase, spent: int = 0, **values: Any) -> None:
+        """Send a `Progress`; the tokens of all arms measure how much is done."""
+        total = self.recipe.budget_tokens * len(self.recipe.arms)
+        finished = sum("account" in record for record in self.state["arms"].values())
+        spent = min(spent, self.recipe.budget_tokens) + finished * self.recipe.budget_tokens
+        share = 1.0 if phase == "done" else spent / total
+        elapsed = self._wall_s()
+        eta = elapsed / share * (1 - share) if share > 0.02 else None
+        self.on_progress(Progress(phase=phase, done_share=share, eta_s=eta, **values))
+
+    def _wall_s(self) -> float:
+        """Return the seconds of work so far, earlier sessions of the run included."""
+        return self.wall_before + time.perf_counter() - self.started
+
+    def _save_state(self) -> None:
+        self.state["wall_s"] = self._wall_s()
+        self.journal.write_state(self.state)
+
+    def _summary(self, parameters: int) -> dict[str, Any]:
+        """Return the summary of the finished run."""
+        return {
+            "schema": SCHEMA,
+            "model_params": parameters,
+            "seed": self.recipe.seed,
+            "wall_s": self.state["wall_s"],
+            "arms": {
+                arm: record["account"]
+                | {"success_before": self.state["before"], "success_after": record["after"]}
+                for arm, record in self.state["arms"].items()
+            },
+        }

@@ -1,0 +1,109 @@
+"""A policy ready to act: an engine, the tasks and the chat, behind ordinary function calls."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import TracebackType
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from spark.core import Tree
+from spark.engines.local import LocalEngine
+from spark.envs import ENVS
+from spark.envs.base import EnvSource
+from spark.recipes.config import EnvConfig, Recipe
+from spark.rollout.chat import Chat
+from spark.rollout.config import RolloutConfig
+from spark.rollout.driver import Event, rollout
+from spark.seeds import derive_seed
+
+
+def make_source(config: EnvConfig) -> EnvSource:
+    """Return the source of tasks. Raises ValueError for an unknown environment."""
+    kind = ENVS[config.name]
+    if config.data is not None:
+        return kind(data=config.data, idle_commands=False)
+    return kind(scenes=config.scenes, idle_commands=False)
+
+
+class Session:
+    """Rolls out the tasks of a recipe with one policy; use it as a context manager."""
+
+    def __init__(
+        self, recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        """The engine gets a copy of `model`; `publish` brings it up to date."""
+        self.recipe = recipe
+        self.source = make_source(recipe.env)
+        self.chat = Chat(tokenizer, template=recipe.model.template)
+        self.engine = LocalEngine(
+            copy.deepcopy(model),
+            num_blocks=recipe.kv_blocks,
+            dtype=getattr(torch, recipe.model.dtype),
+            tokenizer=tokenizer,
+        )
+        self._runner = asyncio.Runner()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._runner.run(self.engine.__aexit__(kind, error, trace))
+        self._runner.close()
+
+    def rollout(
+        self,
+        tasks: Sequence[str],
+        config: RolloutConfig,
+        seed: int,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> list[Tree]:
+        """Return one tree per task, in order."""
+        return self._runner.run(
+            rollout(
+                tasks,
+                engine=self.engine,
+                source=self.source,
+                chat=self.chat,
+                config=config,
+                seed=seed,
+                on_event=on_event,
+            )
+        )
+
+    def publish(self, state: dict[str, torch.Tensor], version: int) -> None:
+        """Give the engine the weights `state`."""
+        self._runner.run(self.engine.update_weights(state, version))
+
+    def evaluate(self, split: str) -> float:
+        """Return the success rate on the fixed evaluation set of `split`."""
+        wins = self.evaluate_games(split)
+        return sum(wins) / len(wins)
+
+    def evaluate_games(self, split: str) -> list[bool]:
+        """Return game by game whether the policy solved it."""
+        config = self.recipe.eval
+        games = config.games.get(split)
+        if not games:
+            known = ", ".join(config.games)
+            raise ValueError(f"split {split!r} has no evaluation games; eval.games has {known}")
+        one_each = replace(
+            self.recipe.rollout, rule="none", leaves=1, roots=1, temperature=config.temperature
+        )
+        tasks = self.source.tasks(split, games, config.seed)
+        trees = self.rollout(tasks, one_each, derive_seed("evaluate", split, config.seed))
+        return [any(leaf["won"] for leaf in tree.info["leaves"]) for tree in trees]
+
+
+def chain_config(config: RolloutConfig) -> RolloutConfig:
+    """Return `config` with as many leaves, each an independent trajectory from the prompt."""
+    return replace(config, rule="none", roots=config.leaves)

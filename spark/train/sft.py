@@ -1,0 +1,91 @@
+"""Supervised training on given episodes: weighted likelihood of the tokens of a tree."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from spark.core import Tree
+from spark.train.credit import Term
+from spark.train.muon import MuonAdamW
+from spark.train.pack import Row, pack
+from spark.train.trainer import TreeTrainer, training_arguments
+
+Demonstration = tuple[Tree, list[list[Term]]]
+"""An episode and, for every node, what its tokens weigh in the loss; [] = not trained."""
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class SftConfig:
+    """How a model imitates episodes. Many small steps: their number decides, not the tokens."""
+
+    steps: int = 1000
+    """Optimiser steps."""
+    batch_tokens: int = 2048
+    """Tokens of a step at most."""
+    matrix_lr: float = 0.02
+    """Learning rate of Muon on the hidden matrices."""
+    lr: float = 3e-3
+    """Learning rate of AdamW on the rest."""
+    bf16: bool = True
+    """Compute in bfloat16; weights stay float32."""
+
+
+def fit(
+    model: nn.Module,
+    demonstrations: Sequence[Demonstration],
+    config: SftConfig,
+    *,
+    seed: int,
+    folder: Path,
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
+) -> None:
+    """Train `model` in place. The rate falls linearly to zero.
+
+    Args:
+        model: a transformers model, bare or wrapped by peft.
+        demonstrations: the episodes; they are shuffled anew in every pass.
+        config: constants.
+        seed: seed of the shuffling.
+        folder: where the trainer may write.
+        on_step: called with the number and the loss of every step.
+    """
+    rows = _endless(demonstrations, config.batch_tokens, seed)
+
+    def likelihood(logprobs: Tensor, example: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weighted mean of the negative log-likelihood."""
+        row: Row = example["row"].to(logprobs.device)
+        loss = -(row.weight * logprobs[row.term_target]).sum() / row.weight.sum()
+        return loss, {}
+
+    trainer = TreeTrainer(
+        model,
+        training_arguments(
+            folder,
+            steps=config.steps,
+            lr=config.lr,
+            seed=seed,
+            lr_scheduler_type="linear",
+            bf16=config.bf16,
+        ),
+        batches=lambda step: [{"row": next(rows)}],
+        loss=likelihood,
+        optimizer=MuonAdamW(model, matrix_lr=config.matrix_lr, lr=config.lr),
+        on_step=lambda step, loss, sums: on_step(step, loss),
+    )
+    trainer.train()
+
+
+def _endless(
+    demonstrations: Sequence[Demonstration], batch_tokens: int, seed: int
+) -> Iterator[Row]:
+    """Yield rows of about `batch_tokens` tokens, pass after pass."""
+    rng = random.Random(seed)
+    while True:
+        order = rng.sample(demonstrations, len(demonstrations))
+        yield from pack((tree for tree, _ in order), (terms for _, terms in order), batch_tokens)

@@ -1,0 +1,145 @@
+"""`transformers.Trainer` on packed trees: it brings checkpoints, resume, LoRA and loggers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+
+from spark.train.attention import use_tree_attention
+from spark.train.pack import Row
+from spark.train.policy import token_logprobs
+
+Batches = Callable[[int], Sequence[dict[str, Any]]]
+"""Optimiser step -> its examples; each has "row" and whatever else the loss looks at."""
+Loss = Callable[[Tensor, dict[str, Any]], tuple[Tensor, dict[str, Tensor]]]
+"""(log-probabilities [N], example) -> (the example's share of the step's loss, sums to log)."""
+
+OnStep = Callable[[int, float, dict[str, float]], None]
+"""Called before every optimiser step with its number, loss and summed logs."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the last checkpoint is intact."""
+
+
+class TreeTrainer(Trainer):
+    """Takes one optimiser step on all rows of a batch, one row in memory at a time."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        *,
+        batches: Batches,
+        loss: Loss,
+        temperature: float = 1.0,
+        optimizer: torch.optim.Optimizer | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        on_step: OnStep = lambda step, loss, sums: None,
+    ) -> None:
+        """`temperature`: the one the tokens were drawn at."""
+        use_tree_attention(base_model(model))
+        self._batches = batches
+        self._loss = loss
+        self._temperature = temperature
+        self._on_step = on_step
+        self._sums: dict[str, float] = {}
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=_Steps(args.max_steps),
+            data_collator=dict.fromkeys,
+            optimizers=(optimizer, None),
+            callbacks=callbacks,
+        )
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Accumulate the gradients of the batch of the current step."""
+        self._sums = {}
+        total = torch.zeros((), device=self.args.device)
+        for example in self._batches(self.state.global_step):
+            total += super().training_step(model, example, num_items_in_batch)
+        self._on_step(self.state.global_step, total.item(), self._sums)
+        return total
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Tensor:
+        """Return the loss of one row. Raises TrainingError when it is not finite."""
+        logprobs = self.logprobs(inputs["row"])
+        loss, logs = self._loss(logprobs, inputs)
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {self.state.global_step}; the checkpoints "
+                f"in {self.args.output_dir} are intact: resume with a lower learning rate"
+            )
+        for name, value in logs.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.item()
+        return loss
+
+    def logprobs(self, row: Row, model: nn.Module | None = None) -> Tensor:
+        """Return the log-probabilities of the trained tokens of `row` under `model` (or ours)."""
+        network = self.model if model is None else model
+        assert network is not None
+        return token_logprobs(base_model(network), row.to(self.args.device), self._temperature)
+
+    def frozen_logprobs(self, row: Row, model: nn.Module | None = None) -> Tensor:
+        """Return the same without a graph, at the precision of training."""
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self.logprobs(row, model)
+
+
+class _Steps(Dataset):
+    """As many empty items as there are optimiser steps; `batches` makes the data when asked."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> str:
+        return "step"
+
+
+def base_model(model: nn.Module) -> PreTrainedModel:
+    """Return the transformers model inside `model`, which may be wrapped by peft."""
+    unwrap = getattr(model, "get_base_model", None)
+    inner = model if unwrap is None else unwrap()
+    assert isinstance(inner, PreTrainedModel)
+    return inner
+
+
+def training_arguments(
+    folder: Path, *, steps: int, lr: float, seed: int, **options: Any
+) -> TrainingArguments:
+    """Return quiet arguments with constant settings for everything `TreeTrainer` decides itself."""
+    defaults: dict[str, Any] = {
+        "per_device_train_batch_size": 1,
+        "lr_scheduler_type": "constant",
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "ignore_data_skip": True,
+        "dataloader_pin_memory": False,
+        "use_cpu": not torch.cuda.is_available(),
+    }
+    return TrainingArguments(
+        output_dir=str(folder), max_steps=steps, learning_rate=lr, seed=seed, **defaults | options
+    )
