@@ -23,7 +23,7 @@ _COMMAND = re.compile(f"{ACTION_OPEN}(.*?){ACTION_CLOSE}", re.DOTALL)
 def command_of(text: str) -> str | None:
     """Return the command of the first complete `<action> ... </action>` in `text`, or None."""
     match = _COMMAND.search(text)
-    return " ".join(match.group(1).split()) if match else None
+    return (" ".join(match.group(1).split()) or None) if match else None
 
 
 class Chat:

@@ -30,6 +30,10 @@ class Event:
     """The finished tree, with kind "tree"."""
 
 
+class RolloutError(RuntimeError):
+    """Nothing but failures came out of a rollout; the message has the first."""
+
+
 async def rollout(
     tasks: Sequence[str],
     *,
@@ -44,6 +48,9 @@ async def rollout(
 
     A tree depends on the weights, its task, its place in `tasks` and `seed` only. What fails
     (an environment, a request) ends its own trajectory and is listed in `tree.info["errors"]`.
+
+    Raises RolloutError when nothing but failures came out.
+
     When the call is cancelled everything is released and CancelledError goes on; the trees that
     were finished by then have been handed to `on_event`.
     """
@@ -71,4 +78,14 @@ async def rollout(
     except ExceptionGroup as several:
         # trees do not raise: this is `on_event`, e.g. a full disk, and once is enough
         raise several.exceptions[0] from None
-    return [job.result() for job in jobs]
+    trees = [job.result() for job in jobs]
+    _check_some_succeeded(trees)
+    return trees
+
+
+def _check_some_succeeded(trees: list[Tree]) -> None:
+    """Raise when every trajectory failed: then it is the set-up that is wrong."""
+    errors = [error["error"] for tree in trees for error in tree.info["errors"]]
+    ends = [leaf["end"] for tree in trees for leaf in tree.info["leaves"]]
+    if errors and all(end == "error" for end in ends):
+        raise RolloutError(f"every trajectory failed; the first: {errors[0]}")

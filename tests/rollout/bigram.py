@@ -37,7 +37,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
     backend = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token="<unk>", eos_token="<end>", chat_template=TEMPLATE
+        tokenizer_object=backend,
+        unk_token="<unk>",
+        eos_token="<end>",
+        pad_token="<end>",
+        chat_template=TEMPLATE,
     )
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from reference_engine import ReferenceEngine
 
 from spark.core import Tree
-from spark.rollout import Chat, Event, RolloutConfig, rollout
+from spark.rollout import Chat, Event, RolloutConfig, RolloutError, rollout
 from spark.rollout.chat import command_of
 
 CONFIG = RolloutConfig(leaves=6, roots=2, horizon=8, max_tokens=16)
@@ -331,6 +331,11 @@ def test_a_tree_that_cannot_start_says_why() -> None:
     assert bad.nodes == []
     assert bad.info["errors"][0]["error"] == "ValueError: unknown task 'maze/1'"
     assert len(good.leaves()) > 1
+
+
+def test_nothing_but_failures_is_an_error() -> None:
+    with pytest.raises(RolloutError, match=r"every trajectory failed.*unknown task 'maze/1'"):
+        roll(tasks=["maze/1", "maze/2"])
 
 
 class NoTwins(Corridor):
