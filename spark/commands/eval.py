@@ -11,7 +11,7 @@ import tyro
 
 from spark.commands.arguments import parse, recipe_name
 from spark.recipes import RECIPES
-from spark.recipes.config import Recipe, Split
+from spark.recipes.config import Recipe
 
 
 @dataclass(kw_only=True, slots=True)
@@ -20,7 +20,7 @@ class EvalOptions:
 
     policy: str | None = None
     """Folder or model name; None = the recipe's start."""
-    split: Split = "L0"
+    split: str = "L0"
     """L0: seen rooms and task types, L1: unseen rooms, L2: unseen task types."""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
 

@@ -12,7 +12,7 @@ import tyro
 from spark.commands.arguments import parse, recipe_name
 from spark.commands.eval import with_policy
 from spark.recipes import RECIPES
-from spark.recipes.config import Recipe, Split
+from spark.recipes.config import Recipe
 
 
 @dataclass(kw_only=True, slots=True)
@@ -23,7 +23,7 @@ class RolloutOptions:
     """Folder for trees.jsonl and the tokenizer; it must not hold trees yet."""
     policy: str | None = None
     """Folder or model name; None = the recipe's start."""
-    split: Split = "L0"
+    split: str = "L0"
     """L0: seen rooms and task types, L1: unseen rooms, L2: unseen task types."""
     tasks: int = 8
     """Number of tasks, one tree each."""

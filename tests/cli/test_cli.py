@@ -10,7 +10,10 @@ import pytest
 
 from spark import __version__
 from spark.cli import COMMANDS, SUMMARIES, guarded, main
-from spark.commands.arguments import parse, split_name
+from spark.commands.arguments import parse, recipe_name
+from spark.recipes import RECIPES
+
+KNOWN = ", ".join(sorted(RECIPES))
 
 
 @dataclass
@@ -91,11 +94,12 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
 def test_traceback_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARK_TRACEBACK", "1")
     with pytest.raises(ValueError, match="is missing"):
-        guarded(lambda: split_name([], "recipe", "spark train RECIPE"))
+        guarded(lambda: recipe_name([], "spark train"))
 
 
 def test_flags_are_the_fields() -> None:
-    got = parse(Outer, "--seed 3 --inner.leaves 4 --path a/b --no_constrain".split(), prog="x")
+    flags = ["--seed", "3", "--inner.leaves", "4", "--path", "a/b", "--no_constrain"]
+    got = parse(Outer, flags, prog="x")
     assert got == Outer(seed=3, path=Path("a/b"), constrain=False, inner=Inner(leaves=4))
     default = Outer(seed=9, inner=Inner(leaves=2))
     assert parse(Outer, ["--inner.pacing", "first_come"], prog="x", default=default) == Outer(
@@ -122,14 +126,26 @@ def test_mistaken_flag_is_named(text: str, words: list[str]) -> None:
     assert all(word in message for word in words), message
 
 
-def test_leading_name() -> None:
-    assert split_name(["first_light", "--seed", "1"], "recipe", "") == (
-        "first_light",
-        ["--seed", "1"],
-    )
-    assert split_name(["--help"], "recipe", "") == (None, ["--help"])
-    with pytest.raises(ValueError, match=r"recipe is missing: spark train RECIPE"):
-        split_name(["--seed", "1"], "recipe", "spark train RECIPE")
+@pytest.mark.parametrize("command", ["train", "sft", "rollout", "eval"])
+def test_recipe_comes_first(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--seed", "1"]) == 2
+    assert main([command, "frist_light"]) == 2
+    missing, unknown = capsys.readouterr().err.splitlines()
+    assert missing == f"spark: error: recipe is missing: spark {command} RECIPE, one of {KNOWN}"
+    assert unknown == f"spark: error: unknown recipe 'frist_light'; known: {KNOWN}"
+
+
+@pytest.mark.parametrize("command", ["train", "sft", "rollout", "eval"])
+def test_mistaken_recipe_field_is_named(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "first_light_smoke", "--rollout.leavs", "4"]) == 2
+    assert main([command, "first_light_smoke", "--rollout.width", "1"]) == 2
+    assert main([command, "first_light_smoke", "--rollout.roots", "99"]) == 2
+    assert main([command, "first_light_smoke", "--rollout.rule", "sprak"]) == 2
+    misspelt, width, roots, rule = capsys.readouterr().err.splitlines()
+    assert "--rollout.leavs" in misspelt and "--rollout.leaves INT" in misspelt
+    assert "width=1" in width and "at least 2" in width
+    assert "roots=99" in roots and "leaves=4" in roots
+    assert "'sprak'" in rule and "entropy" in rule
 
 
 def test_registry_matches_the_overview() -> None:
