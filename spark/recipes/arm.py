@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import pairwise
-from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from spark.core import Tree
+from spark.recipes.account import ArmAccount, rollout_metrics
+from spark.recipes.checkpoint import complete_checkpoint, latest_checkpoint, verified_state
 from spark.recipes.config import Recipe
 from spark.recipes.events import Phase
-from spark.recipes.journal import Journal, read_json, write_json
+from spark.recipes.journal import Journal
 from spark.recipes.policy import full_state, with_lora
 from spark.recipes.session import Session, chain_config
 from spark.seeds import derive_seed
@@ -30,30 +29,7 @@ from spark.train.trainer import TreeTrainer, training_arguments
 
 GAMES_SEED = 10_000
 """Added to the recipe's seed, so that the training games are not those of the cold start."""
-STATE = "spark_arm.json"
 MOST_STEPS = 1_000_000
-
-
-@dataclass(kw_only=True, slots=True)
-class ArmAccount:
-    """What an arm cost, in the names of summary.json: tokens, counts and seconds."""
-
-    leaves: int = 0
-    generated_tokens: int = 0
-    prefilled_tokens: int = 0
-    reused_tokens: int = 0
-    recomputed_tokens: int = 0
-    trained_tokens: int = 0
-    env_steps: int = 0
-    env_steps_replayed: int = 0
-    forks: int = 0
-    rollout_wall_s: float = 0.0
-    train_wall_s: float = 0.0
-
-    @property
-    def reused_share(self) -> float:
-        """Share of the leaves' sampled tokens that were shared instead of sampled again."""
-        return self.reused_tokens / max(1, self.reused_tokens + self.generated_tokens)
 
 
 class ArmRun:
@@ -126,11 +102,9 @@ class ArmRun:
         return self.step % config.checkpoint_every == 0 and not stop, stop
 
     def save_state(self, optimiser_step: int) -> None:
-        """Complete the trainer's checkpoint with the arm's own state and a hash of every file."""
+        """Complete the trainer's checkpoint with the arm's own state."""
         folder = self._folder / f"checkpoint-{optimiser_step}"
-        hashes = {path.name: file_hash(path) for path in sorted(folder.iterdir())}
-        state = {"step": self.step, "account": asdict(self.account), "files": hashes}
-        write_json(folder / STATE, state)
+        complete_checkpoint(folder, {"step": self.step, "account": asdict(self.account)})
 
     def _batch(self, optimiser_step: int) -> list[dict[str, Any]]:
         """Return the rows of an optimiser step, after a rollout where one is due."""
@@ -158,22 +132,25 @@ class ArmRun:
         trees = session.rollout(tasks, self._config, seed)
         after = session.engine.stats()
         seconds = time.perf_counter() - started
-        generated = sum(tree.info["generated"] for tree in trees)
-        account = self.account
-        account.rollout_wall_s += seconds
-        account.generated_tokens += generated
-        account.prefilled_tokens += after["prefilled"] - before["prefilled"]
-        account.recomputed_tokens += after["recomputed"] - before["recomputed"]
+        self.account.rollout_wall_s += seconds
+        self.account.prefilled_tokens += after["prefilled"] - before["prefilled"]
+        self.account.recomputed_tokens += after["recomputed"] - before["recomputed"]
         for tree in trees:
-            account.leaves += len(tree.leaves())
-            account.reused_tokens += tree.info["reused"]
-            account.forks += tree.info["forks"]
-            account.env_steps += tree.info["env_steps"]
-            account.env_steps_replayed += tree.info["env_steps_replayed"]
+            self.account.add(tree)
             tree.info |= {"arm": self.arm, "step": self.step}
             self._journal.add_tree(tree)
-        self.tokens_per_s = generated / seconds
-        self._write_rollout_metrics(trees, seconds)
+        self.tokens_per_s = sum(tree.info["generated"] for tree in trees) / seconds
+        self._journal.add_metrics(
+            arm=self.arm,
+            step=self.step,
+            phase="rollout",
+            **rollout_metrics(trees),
+            forks=self.account.forks,
+            reused_share=self.account.reused_share,
+            generated_tokens=self.account.generated_tokens,
+            tokens_per_s=self.tokens_per_s,
+            rollout_s=seconds,
+        )
         return trees
 
     def _prepare(self, trees: list[Tree]) -> list[list[dict[str, Any]]]:
@@ -223,31 +200,6 @@ class ArmRun:
         for name, value in {**sums, "loss": loss}.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
 
-    def _write_rollout_metrics(self, trees: list[Tree], seconds: float) -> None:
-        nodes = [node for tree in trees for node in tree.nodes if any(node.sampled)]
-        leaves = [leaf for tree in trees for leaf in tree.info["leaves"]]
-        drawn = [
-            value
-            for node in nodes
-            for value, sampled in zip(node.entropies, node.sampled, strict=True)
-            if sampled
-        ]
-        self._journal.add_metrics(
-            arm=self.arm,
-            step=self.step,
-            phase="rollout",
-            batch_success=fmean(leaf["won"] for leaf in leaves),
-            turns=fmean(leaf["turns"] for leaf in leaves),
-            leaves=len(leaves),
-            invalid_share=fmean(node.invalid for node in nodes),
-            entropy=fmean(drawn),
-            forks=sum(tree.info["forks"] for tree in trees),
-            reused_share=self.account.reused_share,
-            generated_tokens=self.account.generated_tokens,
-            tokens_per_s=self.tokens_per_s,
-            seconds=seconds,
-        )
-
     def _write_train_metrics(self, seconds: float) -> None:
         tokens = max(1.0, self._sums.get("tokens", 0.0))
         self._journal.add_metrics(
@@ -259,7 +211,7 @@ class ArmRun:
             clip_ratio=self._sums.get("clipped", 0.0) / tokens,
             logprob_mismatch=self._sums.get("mismatch", 0.0) / tokens,
             trained_tokens=self.account.trained_tokens,
-            seconds=seconds,
+            train_s=seconds,
         )
 
 
@@ -276,28 +228,3 @@ class _StepEnd(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the arm's state last: a checkpoint without it is not complete."""
         self._run.save_state(state.global_step)
-
-
-def latest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint in `folder`, None when there is none."""
-    complete = [path.parent for path in folder.glob(f"checkpoint-*/{STATE}")]
-    return max(complete, key=lambda path: int(path.name.split("-")[1]), default=None)
-
-
-def verified_state(checkpoint: Path) -> dict[str, Any]:
-    """Return the arm's state in `checkpoint`. Raises ValueError when a file is not as written."""
-    state = read_json(checkpoint / STATE)
-    for name, expected in state["files"].items():
-        path = checkpoint / name
-        if not path.exists() or file_hash(path) != expected:
-            raise ValueError(
-                f"checkpoint {checkpoint} is damaged ({name} is not as it was written); remove "
-                "that folder to resume from the checkpoint before it"
-            )
-    return state
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

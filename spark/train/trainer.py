@@ -9,7 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from spark.train.attention import use_tree_attention
 from spark.train.pack import Row
@@ -58,6 +64,8 @@ class TreeTrainer(Trainer):
             optimizers=(optimizer, None),
             callbacks=callbacks,
         )
+        # it prints the logs that `on_step` hands out
+        self.remove_callback(PrinterCallback)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
