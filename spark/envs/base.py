@@ -61,3 +61,11 @@ class EnvSource(Protocol):
 
 class RestoreError(RuntimeError):
     """A restored state differs from the recorded one; the message names the first such step."""
+
+
+class EnvError(RuntimeError):
+    """An environment failed or broke the protocol; names the environment, the task and the step."""
+
+
+class EnvTimeout(EnvError):
+    """An environment took longer than its time limit; only its own trajectory is lost."""

@@ -53,7 +53,8 @@ def _sample(random: Random, scenes: Scenes, task_type: str, number: int) -> Game
     goal = _choose_goal(random, task_type, (hide and hidden) or names, present, kinds)
     if goal is None:
         return None
-    scene = Scene(_start(random), _choose_receptacles(random, scenes, receptacles, goal, hide))
+    chosen = _choose_receptacles(random, scenes, receptacles, goal, hide)
+    scene = Scene(number, _start(random), chosen)
     lamps = sorted(LAMPS.intersection(present))
     if not (_hide(random, scene, goal, hide) and _light(random, scene, goal, lamps)):
         return None

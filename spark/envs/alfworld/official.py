@@ -65,6 +65,7 @@ class OfficialGames:
             goal,
             trajectory["task_type"],
             params,
+            int(trajectory["scene"]["scene_num"]),
         )
 
     @cached_property

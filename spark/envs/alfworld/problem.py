@@ -28,6 +28,7 @@ class GameData(NamedTuple):
     task_type: str
     params: dict[str, str]
     """ALFRED's `pddl_params`: object_target, parent_target, toggle_target..."""
+    floor_plan: int
 
 
 class Goal(NamedTuple):
@@ -49,6 +50,7 @@ class Goal(NamedTuple):
 class Scene:
     """Receptacles with their places, and objects with their receptacles."""
 
+    floor_plan: int
     start: str
     """Location id of the agent."""
     receptacles: dict[str, str]
@@ -74,6 +76,7 @@ def write(scene: Scene, goal: Goal, wording: str) -> GameData:
             "parent_target": goal.parent,
             "toggle_target": goal.lamp,
         },
+        floor_plan=scene.floor_plan,
     )
 
 
