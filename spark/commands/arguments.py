@@ -36,6 +36,13 @@ def parse(kind: type[T], argv: Sequence[str], *, prog: str, default: T | None = 
         raise ValueError(first_section(complaint.getvalue())) from None
 
 
+def quiet_libraries() -> None:
+    """Keep transformers' own progress bars off the terminal: ours is enough."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def first_section(box: str) -> str:
     """Return tyro's boxed error report as one line: the complaint and the nearest flags."""
     rows = [line.strip("│╭╮╰╯ \t") for line in box.splitlines()[1:-1]]

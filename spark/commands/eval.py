@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from spark.commands.arguments import parse, recipe_name
+from spark.commands.arguments import parse, quiet_libraries, recipe_name
 from spark.recipes import RECIPES
 from spark.recipes.config import Recipe
 
@@ -30,6 +30,7 @@ def main(argv: Sequence[str]) -> None:
     name, flags = recipe_name(argv, "spark eval")
     default = EvalOptions(recipe=RECIPES[name]())
     options = parse(EvalOptions, flags, prog=f"spark eval {name}", default=default)
+    quiet_libraries()
     from spark.recipes.policy import load_policy
     from spark.recipes.session import Session
 

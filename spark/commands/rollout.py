@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from spark.commands.arguments import parse, recipe_name
+from spark.commands.arguments import parse, quiet_libraries, recipe_name
 from spark.commands.eval import with_policy
 from spark.recipes import RECIPES
 from spark.recipes.config import Recipe
@@ -35,6 +35,7 @@ def main(argv: Sequence[str]) -> None:
     name, flags = recipe_name(argv, "spark rollout")
     default = RolloutOptions(output=Path("runs") / f"{name}_trees", recipe=RECIPES[name]())
     options = parse(RolloutOptions, flags, prog=f"spark rollout {name}", default=default)
+    quiet_libraries()
     if options.tasks < 1:
         raise ValueError(f"tasks={options.tasks} must be at least 1")
     path = options.output / "trees.jsonl"

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from spark.commands.arguments import parse, recipe_name
+from spark.commands.arguments import parse, quiet_libraries, recipe_name
 from spark.recipes import RECIPES
 from spark.recipes.config import Recipe
 
@@ -29,6 +29,7 @@ def main(argv: Sequence[str]) -> None:
     name, flags = recipe_name(argv, "spark sft")
     default = SftOptions(output=Path("runs") / f"{name}_start", recipe=RECIPES[name]())
     options = parse(SftOptions, flags, prog=f"spark sft {name}", default=default)
+    quiet_libraries()
     from spark.recipes.cold_start import SftProgress, sft
 
     started = time.monotonic()

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from spark.commands.arguments import parse, recipe_name
+from spark.commands.arguments import parse, quiet_libraries, recipe_name
 from spark.recipes import RECIPES
 from spark.recipes.config import Recipe
 
@@ -30,6 +30,7 @@ def main(argv: Sequence[str]) -> None:
     name, flags = recipe_name(argv, "spark train")
     default = TrainOptions(run_dir=Path("runs") / name, recipe=RECIPES[name]())
     options = parse(TrainOptions, flags, prog=f"spark train {name}", default=default)
+    quiet_libraries()
     from spark.recipes.run import train
     from spark.view.live import LiveProgress
     from spark.view.report import write_report

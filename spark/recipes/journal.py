@@ -67,7 +67,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write `value` so that a reader sees the old file or the new one, never half of it."""
     draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(value, indent=2) + "\n")
+    draft.write_text(json.dumps(value, indent=2, default=str) + "\n")
     draft.replace(path)
 
 

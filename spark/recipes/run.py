@@ -48,6 +48,7 @@ class _Experiment:
         """Return the state of the run, a fresh one when it is new."""
         folder, state = self.journal.folder, self.journal.read_state()
         if not state:
+            write_json(folder / "recipe.json", asdict(self.recipe))
             return {"recipe": repr(self.recipe), "wall_s": 0.0, "before": {}, "arms": {}}
         if not resume:
             raise ValueError(f"{folder} holds a run; resume it, or choose another folder")

@@ -54,9 +54,8 @@ class LiveProgress:
         if place != self._printed:
             self._printed = place
             where, numbers = place_text(progress), "  ".join(number_texts(progress))
-            self.console.print(
-                f"{progress.done_share:4.0%}  {where:<32}  {numbers}", highlight=False
-            )
+            line = f"{progress.done_share:4.0%}  {where:<32}  {numbers}".rstrip()
+            self.console.print(line, highlight=False, soft_wrap=True)
 
 
 def panel(title: str, progress: Progress) -> RenderableType:

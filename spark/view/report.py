@@ -45,7 +45,7 @@ def render(run: Run) -> str:
         version=__version__,
         facts=facts(run.summary),
         notices=[*run.notices, *selection_notice(run.trees)],
-        success=success_table(run.summary),
+        success=success_table(run.summary, run.recipe.get("eval", {}).get("games", {})),
         accounting=accounting_table(run.summary),
         data=page_data(run),
         css=Markup(assets.joinpath("report.css").read_text()),
@@ -106,23 +106,23 @@ def facts(summary: dict[str, Any]) -> list[str]:
     return known
 
 
-def success_table(summary: dict[str, Any]) -> dict[str, Any] | None:
-    """Return success before, after and the gain, each with its standard error where known."""
+def success_table(summary: dict[str, Any], games: dict[str, int]) -> dict[str, Any] | None:
+    """Return success before and after, with standard errors, and the gain; `games` per split."""
     arms = summary.get("arms", {})
     splits = sorted({split for arm in arms.values() for split in arm.get("success_after", {})})
     if not splits:
         return None
-    tasks = summary.get("eval_tasks")
     rows = []
     for name, arm in arms.items():
         cells = []
         for split in splits:
             before, after = (arm[key][split] for key in ("success_before", "success_after"))
             gain = None if None in (before, after) else 100 * (after - before)
-            cells += [percent(before, tasks), percent(after, tasks)]
+            cells += [percent(before, games.get(split)), percent(after, games.get(split))]
             cells.append("–" if gain is None else f"{gain:+.1f}".replace("-", "−"))
         rows.append({"arm": name, "cells": cells})
-    note = f"Per cent of {tasks} tasks a split, ± one standard error; " if tasks else "Per cent; "
+    counts = ", ".join(f"{games[split]} on {split}" for split in splits if split in games)
+    note = f"Per cent of the games ({counts}) ± one standard error. " if counts else "Per cent. "
     note += "L0: seen rooms and task types, L1: unseen rooms, L2: unseen task types. "
     note += "ALFWorld engine, generated scenes: not comparable with json_2.1.1 scores."
     return {"splits": splits, "rows": rows, "note": note}

@@ -18,6 +18,7 @@ class Run:
     """A run directory in memory; what is missing on disk is empty here."""
 
     path: Path
+    recipe: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     metrics: list[dict[str, Any]] = field(default_factory=list)
     trees: list[Tree] = field(default_factory=list)
@@ -51,6 +52,8 @@ def load_run(path: Path) -> Run:
         run.summary = parse_object(present["summary.json"].read_text(), present["summary.json"])
     else:
         run.notices.append("This run is not finished: there is no summary.json yet.")
+    if (path / "recipe.json").exists():
+        run.recipe = parse_object((path / "recipe.json").read_text(), path / "recipe.json")
     if "metrics.jsonl" in present:
         lines = present["metrics.jsonl"].read_text().splitlines()
         run.metrics = [parse_object(line, present["metrics.jsonl"]) for line in lines if line]

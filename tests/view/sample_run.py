@@ -80,6 +80,7 @@ def write_run(folder: Path, *, finished: bool = True, trees_per_arm: int = 3) ->
     for arm, roots in (("chain", 8), ("spark", 4)):
         for step in range(trees_per_arm):
             save_tree(folder / "trees.jsonl", make_tree(step, arm=arm, step=step, roots=roots))
+    (folder / "recipe.json").write_text(json.dumps({"eval": {"games": {"L0": 100, "L1": 64}}}))
     rng = random.Random(0)
     lines = [
         {"arm": arm, "step": step, "reward": rng.random(), "kl": rng.random() / 1000, "loss": -step}

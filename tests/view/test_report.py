@@ -37,6 +37,14 @@ def test_page_holds_every_node_and_needs_no_network(tmp_path: Path) -> None:
     assert not list(run.glob("*.partial"))
 
 
+def test_success_has_standard_errors(tmp_path: Path) -> None:
+    page = write_report(write_run(tmp_path / "run")).read_text()
+    cells = re.findall(r"<td>([^<]*)</td>", page.partition('id="success"')[2])
+    assert cells[:3] == ["34.0 ± 4.7", "48.0 ± 5.0", "+14.0"]
+    assert cells[6:9] == ["10.0", "8.0", "−2.0"], "no error where the number of games is unknown"
+    assert "100 on L0, 64 on L1" in page
+
+
 def test_node_text_cannot_end_the_script(tmp_path: Path) -> None:
     page = write_report(write_run(tmp_path / "run")).read_text()
     assert page.count("</script>") == 2
