@@ -243,7 +243,8 @@ class PooledEnv:
     def _place(self, arguments: tuple[Any, ...]) -> str:
         if self._record is None:
             return f"task {arguments[0]!r}, reset"
-        return f"task {self._record.task!r}, step {len(self._record.steps) + 1} {arguments}"
+        step = len(self._record.steps) + 1
+        return f"task {self._record.task!r}, step {step} {arguments[0]!r}"
 
 
 def _shut_down(workers: list[Worker]) -> None:

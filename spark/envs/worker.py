@@ -56,9 +56,7 @@ class Worker:
                 line.send((closed, verb, handle, arguments))
                 if not line.poll(seconds):
                     self.kill()
-                    raise EnvTimeout(
-                        f"no answer to {verb} within {seconds} s; its process was ended"
-                    )
+                    raise EnvTimeout(f"{verb} took over {seconds} s; its process was ended")
                 kind, answer = line.recv()
             except (EOFError, OSError) as error:
                 self.kill()

@@ -1,0 +1,60 @@
+"""Small environments with every fault that a real one can have."""
+
+import os
+import time
+
+from spark.envs.replay import ReplayMixin
+
+DRIFTS = []
+
+
+class Corridor(ReplayMixin):
+    """Walk right three times to win; some commands misbehave."""
+
+    def __init__(self, determinism="exact"):
+        self.determinism = determinism
+        self.place = 0
+        self.clock = 0
+
+    def begin(self, task, seed):
+        if not task.startswith("corridor"):
+            raise ValueError(f"task {task!r} is unknown; use corridor")
+        self.place = 0
+        return f"{task}, place 0", self.info()
+
+    def act(self, action):
+        if action == "crash":
+            raise KeyError("lamp")
+        if action == "hang":
+            time.sleep(600)
+        if action == "nap":
+            time.sleep(0.4)
+        if action == "die":
+            os._exit(3)
+        if action == "number":
+            return 7, 0.0, False, False, self.info()
+        self.place += {"right": 1, "left": -1}.get(action, 0)
+        won = self.place == 3
+        text = f"place {self.place}"
+        if action == "drift":
+            DRIFTS.append(1)
+            text += f", seen {os.getpid()} {len(DRIFTS)}"
+        reward = float(won) if action != "luck" else float(len(DRIFTS))
+        return text, reward, won, False, self.info()
+
+    def info(self):
+        return {"admissible": ["left", "right", "wait"], "won": self.place == 3}
+
+    def fresh(self):
+        return Corridor(self.determinism)
+
+
+class CorridorSource:
+    def __init__(self, determinism="exact"):
+        self.determinism = determinism
+
+    def tasks(self, split, count, seed=0):
+        return [f"corridor/{split}/{seed}/{index}" for index in range(count)]
+
+    def make(self):
+        return Corridor(self.determinism)
