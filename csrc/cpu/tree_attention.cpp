@@ -127,6 +127,11 @@ extern "C" void spark_cpu_tree_attention(const SparkTreeAttention* args) {
 
   const Kernels kernel = kernels(args->dtype);
   const int64_t tokens = plan->num_tokens;
+  auto sequence_of = [&](int64_t token) {
+    const int32_t* end = c.query_offsets + plan->num_sequences;
+    return static_cast<int32_t>(std::upper_bound(c.query_offsets, end, token) - c.query_offsets) -
+           1;
+  };
   const int64_t num_items = static_cast<int64_t>(schedule.items.size());
   const Item* items = schedule.items.data();
 #pragma omp parallel if (schedule.work > kParallelWork)
@@ -134,15 +139,16 @@ extern "C" void spark_cpu_tree_attention(const SparkTreeAttention* args) {
     static thread_local Buffer scratch_buffer;
     float* scratch = scratch_buffer.get(scratch_floats(args->head_dim));
 #pragma omp for schedule(static)
-    for (int64_t t = 0; t < tokens; ++t) kernel.write(c, t, t + 1);
+    for (int64_t t = 0; t < tokens; ++t) {
+      const int32_t s = sequence_of(t);
+      kernel.write(c, s, t - c.query_offsets[s]);
+    }
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < num_items; ++i) kernel.attend(c, items[i], scratch);
-    if (c.partial) {
+    if (schedule.num_slots > 0) {
 #pragma omp for schedule(static)
       for (int64_t t = 0; t < tokens; ++t) {
-        int32_t s = static_cast<int32_t>(
-            std::upper_bound(c.query_offsets, c.query_offsets + plan->num_sequences, t) -
-            c.query_offsets - 1);
+        const int32_t s = sequence_of(t);
         if (c.parts[s] > 1) kernel.merge(c, s, t - c.query_offsets[s]);
       }
     }

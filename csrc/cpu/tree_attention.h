@@ -48,8 +48,9 @@ inline int64_t scratch_floats(int64_t head_dim) {
   return kRowTile * row + 2 * kKeyTile * padded(head_dim);
 }
 
+// `token` counts the sequence's queries.
 struct Kernels {
-  void (*write)(const Context&, int64_t token_begin, int64_t token_end);
+  void (*write)(const Context&, int32_t sequence, int64_t token);
   void (*attend)(const Context&, const Item&, float* scratch);
   void (*merge)(const Context&, int32_t sequence, int64_t token);
 };

@@ -1,21 +1,17 @@
 // The kernels of tree_attention, compiled once per instruction set by tree_attention_<isa>.cpp.
-// Shapes: R rows of queries, KT keys of a tile, D head_dim padded to 16.
 #pragma once
 
-#include "tree_attention.h"
-#include "vec.h"
+#include "tree_attention_tiles.h"
 
 namespace {
 
 using spark::attention::Context;
 using spark::attention::Item;
 using spark::attention::Kernels;
-using spark::attention::kKeyTile;
 using spark::attention::kRowTile;
-using spark::attention::padded;
 
-constexpr int kRowBlock = 6;
-constexpr int kVecBlock = kLanes == 16 ? 4 : 2;  // accumulators: kRowBlock * kVecBlock registers
+// up to here keys are read in place rather than packed
+constexpr int kFewRows = 8;
 
 // Where a row comes from and how far it sees.
 struct Row {
@@ -25,14 +21,14 @@ struct Row {
   int32_t position;
 };
 
-// Carved from one thread's scratch.
+// Carved from one thread's scratch; R rows, D = padded head_dim.
 struct Tile {
   float* q;       // [R, D] scaled
   float* out;     // [R, D] unnormalised
-  float* scores;  // [R, KT]
-  float* keys;    // [KT / kLanes, D, kLanes]
-  float* values;  // [KT, D]
-  float* max;     // [R]
+  float* scores;  // [R, kKeyTile]
+  float* keys;    // [kKeyTile, D] packed, or as floats
+  float* values;  // [kKeyTile, D] as floats
+  float* max;     // [R] running softmax
   float* sum;     // [R]
   float* decay;   // [R] what the previous tiles' results are worth
   Row* rows;      // [R]
@@ -55,53 +51,44 @@ struct Tile {
   }
 };
 
-template <typename T>
-void copy_row(const T* from, T* to, int64_t n) {
-  std::memcpy(to, from, n * sizeof(T));
+// Element offset of (block, head, slot) in a cache.
+inline int64_t cache_at(const SparkTreeAttention& a, int64_t block, int64_t head, int64_t slot) {
+  return ((block * a.num_kv_heads + head) * a.plan->block_size + slot) * a.head_dim;
 }
 
 template <typename T>
-void write(const Context& c, int64_t token_begin, int64_t token_end) {
+void write(const Context& c, int32_t s, int64_t token) {
   const SparkTreeAttention& a = *c.args;
   const int64_t block_size = a.plan->block_size;
-  int32_t s = 0;
-  for (int64_t t = token_begin; t < token_end; ++t) {
-    while (t >= c.query_offsets[s + 1]) ++s;
-    int64_t position = c.lengths[s] - (c.query_offsets[s + 1] - t);
-    int64_t block = c.tables[c.table_offsets[s] + position / block_size];
-    for (int64_t h = 0; h < a.num_kv_heads; ++h) {
-      int64_t to = ((block * a.num_kv_heads + h) * block_size + position % block_size) * a.head_dim;
-      copy_row(static_cast<const T*>(a.k) + t * a.k_strides[0] + h * a.k_strides[1],
-               static_cast<T*>(a.k_cache) + to, a.head_dim);
-      copy_row(static_cast<const T*>(a.v) + t * a.v_strides[0] + h * a.v_strides[1],
-               static_cast<T*>(a.v_cache) + to, a.head_dim);
-    }
+  const int64_t position = c.lengths[s] - c.query_length(s) + token;
+  const int64_t block = c.tables[c.table_offsets[s] + position / block_size];
+  const int64_t t = c.query_offsets[s] + token;
+  for (int64_t h = 0; h < a.num_kv_heads; ++h) {
+    const int64_t to = cache_at(a, block, h, position % block_size);
+    const T* k = static_cast<const T*>(a.k) + t * a.k_strides[0] + h * a.k_strides[1];
+    const T* v = static_cast<const T*>(a.v) + t * a.v_strides[0] + h * a.v_strides[1];
+    std::memcpy(static_cast<T*>(a.k_cache) + to, k, a.head_dim * sizeof(T));
+    std::memcpy(static_cast<T*>(a.v_cache) + to, v, a.head_dim * sizeof(T));
   }
 }
 
 // Fill the rows of the item; return their number.
 int list_rows(const Context& c, const Item& item, Row* rows) {
-  const SparkTreeAttention& a = *c.args;
   const SparkRun& run = c.runs[item.run];
-  const int32_t group = static_cast<int32_t>(a.num_heads / a.num_kv_heads);
-  int n = 0, before = 0;
+  const int32_t group = static_cast<int32_t>(c.args->num_heads / c.args->num_kv_heads);
+  int n = 0;
+  int32_t before = 0;
   for (int32_t i = run.first; i < run.first + run.count && before < item.row_end; ++i) {
-    int32_t s = c.order[i];
-    int32_t queries = static_cast<int32_t>(c.query_length(s));
-    int32_t begin = item.row_begin > before ? item.row_begin - before : 0;
-    int32_t end = item.row_end - before < queries * group ? item.row_end - before : queries * group;
-    for (int32_t r = begin; r < end; ++r) {
-      int32_t token = r / group;
+    const int32_t s = c.order[i], queries = static_cast<int32_t>(c.query_length(s));
+    const int32_t all = queries * group, wanted = item.row_end - before;
+    const int32_t end = wanted < all ? wanted : all;
+    for (int32_t r = item.row_begin > before ? item.row_begin - before : 0; r < end; ++r) {
+      const int32_t token = r / group;
       rows[n++] = {s, token, item.kv_head * group + r % group, c.lengths[s] - queries + token};
     }
-    before += queries * group;
+    before += all;
   }
   return n;
-}
-
-template <typename T>
-Vec load_tail(const T* p, int64_t d, int64_t dim) {
-  return d + kLanes <= dim ? load(p + d) : load_some(p + d, static_cast<int>(dim - d));
 }
 
 template <typename T>
@@ -114,8 +101,7 @@ void load_queries(const Context& c, const Tile& tile, int rows) {
                  (c.query_offsets[row.sequence] + row.token) * a.q_strides[0] +
                  row.head * a.q_strides[1];
     for (int64_t d = 0; d < dim; d += kLanes) {
-      Vec v = d < a.head_dim ? load_tail(q, d, a.head_dim) : Vec{};
-      store(tile.q + r * dim + d, v * a.scale);
+      store(tile.q + r * dim + d, load_tail(q, d, a.head_dim) * a.scale);
       store(tile.out + r * dim + d, Vec{});
     }
     tile.max[r] = -kInfinity;
@@ -123,156 +109,48 @@ void load_queries(const Context& c, const Tile& tile, int rows) {
   }
 }
 
-// keys[p][d][lane] = element d of key p * kLanes + lane
+// Addresses of `keys` keys from `first` on. Behind the last one it is read again: what lies there
+// may be anything.
 template <typename T>
-void pack_keys(const T* const* from, int panels, int64_t head_dim, float* to) {
-  const int64_t dim = padded(head_dim);
-  for (int p = 0; p < panels; ++p) {
-    for (int64_t d = 0; d < dim; d += kLanes) {
-      Vec rows[kLanes];
-#pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i)
-        rows[i] = d < head_dim ? load_tail(from[p * kLanes + i], d, head_dim) : Vec{};
-      transpose(rows);
-#pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) store(to + (p * dim + d + i) * kLanes, rows[i]);
-    }
-  }
-}
-
-template <typename T>
-void pack_values(const T* const* from, int keys, int64_t head_dim, float* to) {
-  const int64_t dim = padded(head_dim);
-  for (int k = 0; k < keys; ++k) {
-    for (int64_t d = 0; d < dim; d += kLanes)
-      store(to + k * dim + d, d < head_dim ? load_tail(from[k], d, head_dim) : Vec{});
-  }
-}
-
-// scores[r][n * kLanes] = q[r] . keys[n]
-template <int R, int N>
-void multiply_keys(const float* q, const float* keys, int64_t dim, float* scores) {
-  Vec acc[R][N] = {};
-  for (int64_t d = 0; d < dim; ++d) {
-    Vec k[N];
-#pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) k[n] = load(keys + (n * dim + d) * kLanes);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) acc[r][n] += q[r * dim + d] * k[n];
-    }
-  }
-  for (int r = 0; r < R; ++r)
-    for (int n = 0; n < N; ++n) store(scores + r * kKeyTile + n * kLanes, acc[r][n]);
-}
-
-// out[r][n * kLanes] = decay[r] * out + sum over keys of p[r][key] * values[key]
-template <int R, int N>
-void multiply_values(const float* p, const float* values, int keys, int64_t dim, const float* decay,
-                     float* out) {
-  Vec acc[R][N];
-  for (int r = 0; r < R; ++r)
-    for (int n = 0; n < N; ++n) acc[r][n] = load(out + r * dim + n * kLanes) * decay[r];
-  for (int k = 0; k < keys; ++k) {
-    Vec v[N];
-#pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) v[n] = load(values + k * dim + n * kLanes);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) acc[r][n] += p[r * kKeyTile + k] * v[n];
-    }
-  }
-  for (int r = 0; r < R; ++r)
-    for (int n = 0; n < N; ++n) store(out + r * dim + n * kLanes, acc[r][n]);
-}
-
-// call f with the row count of each block as a compile-time constant
-template <typename F>
-void for_row_blocks(int rows, F&& f) {
-  int blocks = (rows + kRowBlock - 1) / kRowBlock;
-  for (int b = 0; b < blocks; ++b) {
-    int begin = rows * b / blocks, end = rows * (b + 1) / blocks;
-    [&]<int... R>(std::integer_sequence<int, R...>) {
-      (void)((end - begin == R + 1 && (f(std::integral_constant<int, R + 1>{}, begin), true)) ||
-             ...);
-    }(std::make_integer_sequence<int, kRowBlock>{});
-  }
-}
-
-void score_tile(const Tile& tile, int rows, int panels, int64_t dim) {
-  for_row_blocks(rows, [&](auto R, int r) {
-    const float* q = tile.q + r * dim;
-    int p = 0;
-    for (; p + kVecBlock <= panels; p += kVecBlock)
-      multiply_keys<R(), kVecBlock>(q, tile.keys + p * dim * kLanes, dim,
-                                    tile.scores + r * kKeyTile + p * kLanes);
-    for (; p < panels; ++p)
-      multiply_keys<R(), 1>(q, tile.keys + p * dim * kLanes, dim,
-                            tile.scores + r * kKeyTile + p * kLanes);
-  });
-}
-
-void value_tile(const Tile& tile, int rows, int keys, int64_t dim) {
-  for_row_blocks(rows, [&](auto R, int r) {
-    int64_t d = 0;
-    for (; d + kVecBlock * kLanes <= dim; d += kVecBlock * kLanes)
-      multiply_values<R(), kVecBlock>(tile.scores + r * kKeyTile, tile.values + d, keys, dim,
-                                      tile.decay + r, tile.out + r * dim + d);
-    for (; d < dim; d += kLanes)
-      multiply_values<R(), 1>(tile.scores + r * kKeyTile, tile.values + d, keys, dim,
-                              tile.decay + r, tile.out + r * dim + d);
-  });
-}
-
-// cap * tanh(x / cap)
-inline Vec soft_cap(Vec x, float cap) {
-  Vec y = x / cap;
-  Vec size = y < 0.0f ? -y : y;
-  Vec e = exp(-2.0f * size);
-  Vec tanh = (1.0f - e) / (1.0f + e);
-  return (y < 0.0f ? -tanh : tanh) * cap;
-}
-
-inline VecInt lane_index() {
-  return [&]<int... I>(std::integer_sequence<int, I...>) {
-    return VecInt{I...};
-  }(std::make_integer_sequence<int, kLanes>{});
-}
-
-// Turn row r's scores into weights relative to its new maximum. Keys `first + [0, keys)`.
-void softmax_row(const Context& c, const Tile& tile, int r, int first, int keys, int panels) {
+void locate(const Context& c, const Item& item, int32_t s, int64_t first, int keys,
+            const T* (&k)[kKeyTile], const T* (&v)[kKeyTile]) {
   const SparkTreeAttention& a = *c.args;
-  float* scores = tile.scores + r * kKeyTile;
-  // the row sees relative keys (low, high]
-  int high = tile.rows[r].position - first;
-  int low = a.window ? high - static_cast<int>(a.window) : -1;
-  if (high > keys - 1) high = keys - 1;
-  bool masked = high < panels * kLanes - 1 || low >= 0;
-  Vec top = splat(tile.max[r]);
-  for (int p = 0; p < panels; ++p) {
-    Vec x = load(scores + p * kLanes);
-    if (a.softcap > 0) x = soft_cap(x, a.softcap);
-    if (masked) {
-      VecInt key = lane_index() + p * kLanes;
-      x = (key <= high) & (key > low) ? x : splat(-kInfinity);
+  const int32_t* table = c.tables + c.table_offsets[s];
+  const int64_t block_size = a.plan->block_size;
+  int64_t block = first / block_size, slot = first % block_size;
+  for (int i = 0; i < keys; ++block, slot = 0) {
+    int64_t at = cache_at(a, table[block], item.kv_head, slot);
+    for (; i < keys && slot < block_size; ++i, ++slot, at += a.head_dim) {
+      k[i] = static_cast<const T*>(a.k_cache) + at;
+      v[i] = static_cast<const T*>(a.v_cache) + at;
     }
-    store(scores + p * kLanes, x);
-    top = max(top, x);
   }
-  float largest = reduce_max(top);
-  // nothing visible so far: any finite reference keeps the weights at 0
-  float reference = largest == -kInfinity ? 0.0f : largest;
-  Vec total{};
-  for (int p = 0; p < panels; ++p) {
-    Vec weight = exp(load(scores + p * kLanes) - reference);
-    store(scores + p * kLanes, weight);
-    total += weight;
+  for (int i = keys; i < kKeyTile; ++i) k[i] = k[keys - 1];
+}
+
+template <typename T>
+void attend_tile(const Context& c, const Item& item, const Tile& tile, int rows, int64_t first,
+                 int keys) {
+  const SparkTreeAttention& a = *c.args;
+  const int panels = (keys + kLanes - 1) / kLanes;
+  const T *k[kKeyTile], *v[kKeyTile];
+  const float* floats[kKeyTile];
+  locate(c, item, tile.rows[0].sequence, first, keys, k, v);
+  if (rows <= kFewRows) {
+    float_rows(k, panels * kLanes, a.head_dim, tile.keys, floats);
+    score_rows(tile.q, floats, rows, panels, a.head_dim, tile.scores);
+  } else {
+    pack_keys(k, panels, a.head_dim, tile.keys);
+    score_packed(tile.q, tile.keys, rows, panels, padded(a.head_dim), tile.scores);
   }
-  tile.decay[r] = exp(splat(tile.max[r] - reference))[0];
-  tile.max[r] = largest;
-  tile.sum[r] = tile.sum[r] * tile.decay[r] + reduce_sum(total);
+  for (int r = 0; r < rows; ++r) {
+    const int position = tile.rows[r].position - static_cast<int>(first);
+    const int low = a.window ? position - static_cast<int>(a.window) : -1;
+    softmax_row(tile.scores + r * kKeyTile, panels, low, position < keys ? position : keys - 1,
+                a.softcap, tile.max[r], tile.sum[r], tile.decay[r]);
+  }
+  float_rows(v, keys, a.head_dim, tile.values, floats);
+  add_values(tile.scores, floats, rows, keys, a.head_dim, tile.decay, tile.out);
 }
 
 template <typename T>
@@ -298,52 +176,34 @@ void finish(const Context& c, const Item& item, const Tile& tile, int rows) {
     if (c.parts[row.sequence] == 1) {
       store_row(out_row<T>(c, row.sequence, row.token, row.head), out, 1.0f / tile.sum[r],
                 head_dim);
-      continue;
+    } else {
+      float* slot = c.slot(row.sequence, row.token, row.head, item.part);
+      std::memcpy(slot, out, dim * sizeof(float));
+      slot[dim] = tile.max[r];
+      slot[dim + 1] = tile.sum[r];
     }
-    float* slot = c.slot(row.sequence, row.token, row.head, item.part);
-    std::memcpy(slot, out, dim * sizeof(float));
-    slot[dim] = tile.max[r];
-    slot[dim + 1] = tile.sum[r];
   }
 }
 
 template <typename T>
 void attend(const Context& c, const Item& item, float* scratch) {
   const SparkTreeAttention& a = *c.args;
-  const int64_t dim = padded(a.head_dim), block_size = a.plan->block_size;
-  const int64_t head_size = block_size * a.head_dim, block_stride = a.num_kv_heads * head_size;
-  Tile tile(scratch, dim);
+  const Tile tile(scratch, padded(a.head_dim));
   const int rows = list_rows(c, item, tile.rows);
   load_queries<T>(c, tile, rows);
 
-  int32_t first_position = INT32_MAX, last_position = 0;
+  int32_t earliest = INT32_MAX, latest = 0;
   for (int r = 0; r < rows; ++r) {
-    int32_t position = tile.rows[r].position;
-    first_position = position < first_position ? position : first_position;
-    last_position = position > last_position ? position : last_position;
+    const int32_t position = tile.rows[r].position;
+    earliest = position < earliest ? position : earliest;
+    latest = position > latest ? position : latest;
   }
-  int64_t key_begin = item.key_begin, key_end = item.key_end;
-  if (key_end > last_position + 1) key_end = last_position + 1;
-  if (a.window && key_begin <= first_position - a.window) key_begin = first_position - a.window + 1;
-
-  const int32_t* table = c.tables + c.table_offsets[tile.rows[0].sequence];
-  for (int64_t first = key_begin; first < key_end; first += kKeyTile) {
-    const int keys = static_cast<int>(key_end - first < kKeyTile ? key_end - first : kKeyTile);
-    const int panels = (keys + kLanes - 1) / kLanes;
-    const T *k_rows[kKeyTile], *v_rows[kKeyTile];
-    for (int i = 0; i < panels * kLanes; ++i) {
-      // behind the last key the last one is read again: what lies there may be anything
-      int64_t key = first + (i < keys ? i : keys - 1);
-      int64_t at = table[key / block_size] * block_stride + item.kv_head * head_size +
-                   key % block_size * a.head_dim;
-      k_rows[i] = static_cast<const T*>(a.k_cache) + at;
-      v_rows[i] = static_cast<const T*>(a.v_cache) + at;
-    }
-    pack_keys(k_rows, panels, a.head_dim, tile.keys);
-    pack_values(v_rows, keys, a.head_dim, tile.values);
-    score_tile(tile, rows, panels, dim);
-    for (int r = 0; r < rows; ++r) softmax_row(c, tile, r, static_cast<int>(first), keys, panels);
-    value_tile(tile, rows, keys, dim);
+  int64_t begin = item.key_begin, end = item.key_end;
+  if (end > latest + 1) end = latest + 1;
+  if (a.window && begin <= earliest - a.window) begin = earliest - a.window + 1;
+  for (int64_t first = begin; first < end; first += kKeyTile) {
+    const int64_t left = end - first;
+    attend_tile<T>(c, item, tile, rows, first, left < kKeyTile ? static_cast<int>(left) : kKeyTile);
   }
   finish<T>(c, item, tile, rows);
 }
@@ -357,13 +217,13 @@ void merge(const Context& c, int32_t s, int64_t token) {
   for (int64_t h = 0; h < c.args->num_heads; ++h) {
     float largest = -kInfinity, sum = 0;
     for (int p = 0; p < parts; ++p) {
-      float m = c.slot(s, token, h, p)[dim];
+      const float m = c.slot(s, token, h, p)[dim];
       largest = m > largest ? m : largest;
     }
     for (int64_t d = 0; d < dim; d += kLanes) store(out + d, Vec{});
     for (int p = 0; p < parts; ++p) {
       const float* slot = c.slot(s, token, h, p);
-      float weight = exp(splat(slot[dim] - largest))[0];
+      const float weight = exp(splat(slot[dim] - largest))[0];
       sum += weight * slot[dim + 1];
       for (int64_t d = 0; d < dim; d += kLanes)
         store(out + d, load(out + d) + load(slot + d) * weight);

@@ -78,24 +78,33 @@ inline void store_some(T* p, Vec v, int n) {
 
 inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
 
-inline float reduce_max(Vec v) {
-  float m = v[0];
-  for (int i = 1; i < kLanes; ++i) m = v[i] > m ? v[i] : m;
-  return m;
+// lane i of the result: lane i ^ S of v
+template <int S>
+inline Vec swap_lanes(Vec v) {
+  return [&]<int... I>(std::integer_sequence<int, I...>) {
+    return __builtin_shufflevector(v, v, (I ^ S)...);
+  }(std::make_integer_sequence<int, kLanes>{});
 }
 
-template <int N>
-inline float sum_lanes(Vec v) {
-  if constexpr (N == 1) {
+template <int S = kLanes / 2>
+inline float reduce_max(Vec v) {
+  v = max(v, swap_lanes<S>(v));
+  if constexpr (S == 1) {
     return v[0];
   } else {
-    return [&]<int... I>(std::integer_sequence<int, I...>) {
-      return sum_lanes<N / 2>(v + __builtin_shufflevector(v, v, ((I + N / 2) % kLanes)...));
-    }(std::make_integer_sequence<int, kLanes>{});
+    return reduce_max<S / 2>(v);
   }
 }
 
-inline float reduce_sum(Vec v) { return sum_lanes<kLanes>(v); }
+template <int S = kLanes / 2>
+inline float reduce_sum(Vec v) {
+  v += swap_lanes<S>(v);
+  if constexpr (S == 1) {
+    return v[0];
+  } else {
+    return reduce_sum<S / 2>(v);
+  }
+}
 
 // e^x to 2 ulp; 0 below -87.3, and for -inf; x must not exceed 88
 inline Vec exp(Vec x) {
@@ -138,6 +147,21 @@ inline void transpose(Vec (&rows)[kLanes]) {
       rows[i + S] = transpose_pair<S, true>(a, b);
     }
     transpose<2 * S>(rows);
+  }
+}
+
+// lane i of the result: the sum of rows[i], added in pairs
+template <int S = 1>
+inline Vec sum_rows(Vec (&rows)[kLanes]) {
+  if constexpr (S == kLanes) {
+    return rows[0];
+  } else {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; i += 2 * S) {
+      Vec a = rows[i], b = rows[i + S];
+      rows[i] = transpose_pair<S, false>(a, b) + transpose_pair<S, true>(a, b);
+    }
+    return sum_rows<2 * S>(rows);
   }
 }
 
