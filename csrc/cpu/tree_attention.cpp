@@ -107,6 +107,7 @@ void Schedule::build(const Context& c) {
 
 extern "C" void spark_cpu_tree_attention(const SparkTreeAttention* args) {
   using namespace spark::attention;
+  // of the calling thread: inside the parallel region the name would mean another one's
   static thread_local Schedule schedule;
   static thread_local Buffer partial_buffer;
   const SparkPlan* plan = args->plan;
@@ -134,6 +135,7 @@ extern "C" void spark_cpu_tree_attention(const SparkTreeAttention* args) {
   };
   const int64_t num_items = static_cast<int64_t>(schedule.items.size());
   const Item* items = schedule.items.data();
+  const bool some_merge = schedule.num_slots > 0;
 #pragma omp parallel if (schedule.work > kParallelWork)
   {
     static thread_local Buffer scratch_buffer;
@@ -145,7 +147,7 @@ extern "C" void spark_cpu_tree_attention(const SparkTreeAttention* args) {
     }
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < num_items; ++i) kernel.attend(c, items[i], scratch);
-    if (schedule.num_slots > 0) {
+    if (some_merge) {
 #pragma omp for schedule(static)
       for (int64_t t = 0; t < tokens; ++t) {
         const int32_t s = sequence_of(t);
