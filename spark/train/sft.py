@@ -76,7 +76,7 @@ def fit(
         batches=lambda step: [{"row": next(rows)}],
         loss=likelihood,
         optimizer=MuonAdamW(model, matrix_lr=config.matrix_lr, lr=config.lr),
-        on_step=lambda step, loss, sums: on_step(step, loss),
+        on_step=lambda step, loss, sums: on_step(step + 1, loss),
     )
     trainer.train()
 

@@ -1,0 +1,138 @@
+"""The experiment at its smallest: interruption, resume, refusals, errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spark.recipes import RECIPES
+from spark.recipes.config import LoraConfig, Recipe
+from spark.recipes.events import Progress
+from spark.recipes.run import train
+from spark.rollout.store import load_trees
+
+pytest.importorskip("alfworld")
+
+CLOCKS = ("rollout_wall_s", "train_wall_s")
+
+
+def micro(**changes: Any) -> Recipe:
+    recipe = RECIPES["first_light_smoke"]()
+    recipe = dataclasses.replace(
+        recipe,
+        budget_tokens=2_500,
+        eval=dataclasses.replace(recipe.eval, games={"L0": 2}),
+        train=dataclasses.replace(recipe.train, checkpoint_every=2),
+    )
+    return dataclasses.replace(recipe, **changes)
+
+
+def without_clocks(summary: dict[str, Any]) -> dict[str, Any]:
+    arms = {
+        arm: {name: value for name, value in record.items() if name not in CLOCKS}
+        for arm, record in summary["arms"].items()
+    }
+    return summary | {"wall_s": 0, "arms": arms}
+
+
+def lasting(run: Path) -> tuple[Any, ...]:
+    """What a run leaves behind, clocks apart."""
+    trees = [
+        (tree.task, tree.seed, tree.info["arm"], tree.info["step"], tree.nodes)
+        for tree in load_trees(run / "trees.jsonl")
+    ]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    clocks = {"tokens_per_s", "rollout_s", "train_s"}
+    metrics = [{k: v for k, v in line.items() if k not in clocks} for line in lines]
+    weights = [
+        path.read_bytes() for path in sorted(run.glob("checkpoints/*/final/model.safetensors"))
+    ]
+    return trees, metrics, weights
+
+
+class Stop(KeyboardInterrupt):
+    pass
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """An uninterrupted run."""
+    run = tmp_path_factory.mktemp("straight") / "run"
+    return run, train(micro(), run)
+
+
+@pytest.mark.parametrize(
+    ("arm", "phase", "step"),
+    [
+        ("spark", "rollout", 0),
+        ("spark", "train", 3),
+        ("chain", "rollout", 1),
+    ],
+)
+def test_an_interrupted_run_resumes_to_the_same_result(
+    straight: tuple[Path, dict[str, Any]], tmp_path: Path, arm: str, phase: str, step: int
+) -> None:
+    def interrupt(progress: Progress) -> None:
+        if (progress.arm, progress.phase, progress.step) == (arm, phase, step):
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(micro(), tmp_path / "run", on_progress=interrupt)
+    summary = train(micro(), tmp_path / "run", resume=True)
+    assert without_clocks(summary) == without_clocks(straight[1])
+    for left, right in zip(lasting(tmp_path / "run"), lasting(straight[0]), strict=True):
+        assert left == right
+
+
+def test_progress_reaches_the_end(tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    train(micro(arms=("spark",), budget_tokens=500), tmp_path / "run", on_progress=seen.append)
+    phases = [progress.phase for progress in seen]
+    assert phases[0] == "load" and phases[-1] == "done"
+    assert {"evaluate", "rollout", "train"} <= set(phases)
+    shares = [progress.done_share for progress in seen]
+    assert shares == sorted(shares) and shares[-1] == 1.0
+
+
+def test_another_recipe_does_not_resume_a_run(straight: tuple[Path, dict[str, Any]]) -> None:
+    with pytest.raises(ValueError, match="started with other settings"):
+        train(micro(seed=1), straight[0], resume=True)
+    with pytest.raises(ValueError, match="holds a run; resume it"):
+        train(micro(), straight[0])
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(
+    straight: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    def interrupt(progress: Progress) -> None:
+        if (progress.arm, progress.phase, progress.step) == ("spark", "rollout", 4):
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(micro(), tmp_path / "run", on_progress=interrupt)
+    folder = tmp_path / "run" / "checkpoints" / "spark"
+    latest = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    (latest / "optimizer.pt").write_bytes(b"not an optimiser")
+    with pytest.raises(ValueError, match=rf"{latest.name} is damaged \(optimizer\.pt"):
+        train(micro(), tmp_path / "run", resume=True)
+    latest.rename(tmp_path / "aside")
+    summary = train(micro(), tmp_path / "run", resume=True)
+    assert without_clocks(summary) == without_clocks(straight[1])
+
+
+def test_adapters_train_and_are_merged_into_the_final_policy(tmp_path: Path) -> None:
+    recipe = micro(arms=("spark",), budget_tokens=1_000)
+    lora = dataclasses.replace(recipe.model, lora=LoraConfig(rank=2, alpha=4))
+    summary = train(dataclasses.replace(recipe, model=lora), tmp_path / "run")
+    assert summary["arms"]["spark"]["recomputed_tokens"] == 0
+    assert (tmp_path / "run/checkpoints/spark/final/model.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["firstlight", "first_light_"])
+def test_unknown_recipe(name: str) -> None:
+    with pytest.raises(ValueError, match=f"unknown recipe '{name}'; known: first_light"):
+        RECIPES[name]

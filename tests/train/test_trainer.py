@@ -1,0 +1,158 @@
+"""The trainer: imitation, optimiser state, errors, adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from random_trees import random_tree, tiny_model
+
+from spark.recipes.config import LoraConfig
+from spark.recipes.policy import full_state, with_lora
+from spark.train.credit import CreditConfig, Term, credit
+from spark.train.muon import MuonAdamW
+from spark.train.pack import pack
+from spark.train.policy import log_normaliser, token_logprobs
+from spark.train.sft import SftConfig, fit
+from spark.train.trainer import TrainingError, TreeTrainer, training_arguments
+
+
+def demonstrations() -> list[Any]:
+    trees = [random_tree(seed, 8, constrained=False) for seed in range(3)]
+    return [(tree, [[Term(advantage=1.0, weight=1.0)]] * len(tree.nodes)) for tree in trees]
+
+
+def test_imitation_learns_its_demonstrations(tmp_path: Path) -> None:
+    losses: list[float] = []
+    config = SftConfig(steps=60, batch_tokens=80, bf16=False)
+    fit(
+        tiny_model(),
+        demonstrations(),
+        config,
+        seed=0,
+        folder=tmp_path,
+        on_step=lambda step, loss: losses.append(loss),
+    )
+    assert len(losses) == 60
+    assert sum(losses[-3:]) < 0.5 * sum(losses[:3])
+
+
+def test_imitation_repeats_for_a_seed(tmp_path: Path) -> None:
+    def weights() -> dict[str, torch.Tensor]:
+        model = tiny_model()
+        config = SftConfig(steps=4, batch_tokens=60)
+        fit(model, demonstrations(), config, seed=3, folder=tmp_path)
+        return model.state_dict()
+
+    first, second = weights(), weights()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_muon_adamw_resumes_exactly() -> None:
+    def step(model: torch.nn.Module, optimizer: MuonAdamW, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+
+    straight, model = tiny_model(), tiny_model()
+    optimizer = MuonAdamW(straight, matrix_lr=0.02, lr=1e-3)
+    for seed in range(4):
+        step(straight, optimizer, seed)
+    first = MuonAdamW(model, matrix_lr=0.02, lr=1e-3)
+    for seed in range(2):
+        step(model, first, seed)
+    resumed = MuonAdamW(model, matrix_lr=0.5, lr=0.5)
+    resumed.load_state_dict(first.state_dict())
+    for seed in range(2, 4):
+        step(model, resumed, seed)
+    for left, right in zip(straight.parameters(), model.parameters(), strict=True):
+        assert torch.equal(left, right)
+    resumed.param_groups[0]["lr"] = 0.0
+    assert resumed.parts[0].param_groups[0]["lr"] == 0.0, "a schedule must reach the parts"
+
+
+def test_a_loss_that_is_not_finite_stops_training(tmp_path: Path) -> None:
+    (row,) = pack([tree := random_tree(0)], [credit(tree, CreditConfig())], 1000)
+    trainer = TreeTrainer(
+        tiny_model(),
+        training_arguments(tmp_path, steps=3, lr=1e-3, seed=0),
+        batches=lambda step: [{"row": row}],
+        loss=lambda logprobs, example: (logprobs.sum() * float("nan"), {}),
+    )
+    with pytest.raises(TrainingError, match="loss is nan at step 0"):
+        trainer.train()
+
+
+def test_rows_of_a_step_accumulate(tmp_path: Path) -> None:
+    """One step on three rows moves the weights like one step on the row of all three."""
+
+    def after(max_tokens: int) -> dict[str, torch.Tensor]:
+        model = tiny_model()
+        trees = [random_tree(seed, 10) for seed in range(3)]
+        rows = pack(trees, [credit(tree, CreditConfig()) for tree in trees], max_tokens)
+        total = sum(float(row.weight.sum()) for row in rows)
+        trainer = TreeTrainer(
+            model,
+            training_arguments(tmp_path, steps=1, lr=0.1, seed=0, optim="sgd", max_grad_norm=0.0),
+            batches=lambda step: [{"row": row} for row in rows],
+            loss=lambda lp, example: (-(example["row"].weight * lp).sum() / total, {}),
+        )
+        trainer.train()
+        return model.state_dict()
+
+    parts, whole = after(40), after(10_000)
+    for name, tensor in whole.items():
+        torch.testing.assert_close(parts[name], tensor, atol=1e-6, rtol=1e-5)
+
+
+def test_published_weights_contain_the_adapters() -> None:
+    model = tiny_model()
+    plain = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    tuned = with_lora(model, LoraConfig(rank=2, alpha=8))
+    for name, parameter in tuned.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    tokens = torch.tensor([[1, 5, 7, 2]])
+    with torch.no_grad():
+        expected = tuned(tokens).logits
+        state = full_state(tuned)
+        assert set(state) == set(plain)
+        assert any(not torch.equal(state[name], plain[name]) for name in plain)
+        copy = tiny_model(seed=5)
+        copy.load_state_dict(state)
+        torch.testing.assert_close(copy(tokens).logits, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(tuned(tokens).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_normaliser_against_a_mask_with_extreme_logits() -> None:
+    logits = torch.tensor([[90.0, -90.0, 3.0], [1.0, 2.0, 3.0], [-200.0, 80.0, 0.0]]).double()
+    logits.requires_grad_(True)
+    target, token = torch.tensor([0, 0, 2]), torch.tensor([1, 2, 0])
+    result = log_normaliser(logits, target, token)
+    expected = torch.stack(
+        [logits[0, 1:].logsumexp(0), logits[1].logsumexp(0), logits[2, :1].logsumexp(0)]
+    )
+    torch.testing.assert_close(result, expected)
+    (gradient,) = torch.autograd.grad(result.sum(), logits)
+    assert gradient.isfinite().all() and gradient[0, 0] == 0
+
+
+def test_logits_exist_one_chunk_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    from spark.train import policy
+    from spark.train.attention import use_tree_attention
+
+    model = tiny_model()
+    use_tree_attention(model)
+    trees = [random_tree(seed, 12) for seed in range(4)]
+    (row,) = pack(trees, [credit(tree, CreditConfig()) for tree in trees], 10_000)
+    whole = token_logprobs(model, row)
+    sizes: list[int] = []
+    model.get_output_embeddings().register_forward_hook(
+        lambda module, args, output: sizes.append(len(output))
+    )
+    monkeypatch.setattr(policy, "CHUNK", 16)
+    torch.testing.assert_close(token_logprobs(model, row), whole, atol=1e-6, rtol=0)
+    assert max(sizes) == 16 and len(sizes) == -(-len(row.targets) // 16)
