@@ -37,10 +37,11 @@ def parse(kind: type[T], argv: Sequence[str], *, prog: str, default: T | None = 
 
 
 def quiet_libraries() -> None:
-    """Keep transformers' own progress bars off the terminal: ours is enough."""
+    """Keep transformers' own progress bars and hints off the terminal: ours are enough."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 def first_section(box: str) -> str:

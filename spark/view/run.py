@@ -50,7 +50,7 @@ def load_run(path: Path) -> Run:
         raise ValueError(f"{path} is not a run: it holds none of {', '.join(files)}")
     if "summary.json" in present:
         run.summary = parse_object(present["summary.json"].read_text(), present["summary.json"])
-    else:
+    elif "metrics.jsonl" in present:
         run.notices.append("This run is not finished: there is no summary.json yet.")
     if (path / "recipe.json").exists():
         run.recipe = parse_object((path / "recipe.json").read_text(), path / "recipe.json")

@@ -10,8 +10,6 @@ from spark.core import Tree
 from spark.view.records import advantages, mean_entropy, tree_facts, tree_name
 from spark.view.run import Decode, Run
 
-TEXT_WIDTH = 60
-
 
 def show_run(run: Run, tree_index: int, console: Console) -> None:
     """Print the facts of `run` and its tree number `tree_index` (negative counts from the end).
@@ -39,10 +37,7 @@ def draw(tree: Tree, decode: Decode) -> RenderableType:
         while len(children[run[-1]]) == 1:
             run += children[run[-1]]
         lines = [describe(tree, node, credit[node], decode) for node in run]
-        if not children[run[-1]]:
-            reward = tree.total_reward(run[-1])
-            lines[-1].append(f"  reward {reward:g}", style="bold green" if reward > 0 else "dim")
-        entry = above.add(Text("\n").join(lines))
+        entry = above.add(Text("\n", no_wrap=True, overflow="ellipsis").join(lines))
         # popped last in, first out: the first child comes next
         pending += [(child, entry) for child in reversed(children[run[-1]])]
     return Group(outline, Text(" · ".join(tree_facts(tree)), style="dim"))
@@ -54,15 +49,15 @@ def describe(tree: Tree, index: int, advantage: float, decode: Decode) -> Text:
     entropy = mean_entropy(node)
     line = Text(f"{index} ", style="dim")
     if entropy is None:
-        line.append(f"prompt, {len(node.tokens)} tokens", style="dim")
-    else:
-        line.append(f"H {entropy:.2f} ", style="yellow")
-        line.append(f"A {advantage:+.2f} ", style="cyan" if advantage >= 0 else "magenta")
-        drawn = [token for token, own in zip(node.tokens, node.sampled, strict=True) if own]
-        text = " ".join(decode(drawn).split())
-        line.append(text if len(text) <= TEXT_WIDTH else text[: TEXT_WIDTH - 1] + "…")
+        return line.append(f"prompt, {len(node.tokens)} tokens", style="dim")
+    line.append(f"H {entropy:.2f} ", style="yellow")
+    line.append(f"A {advantage:+.2f} ", style="cyan" if advantage >= 0 else "magenta")
     if node.trigger:
-        line.append(f"  branches on {node.trigger}", style="bold")
+        line.append(f"branches on {node.trigger} ", style="bold")
     if node.invalid:
-        line.append("  invalid", style="red")
-    return line
+        line.append("invalid ", style="red")
+    if node.done:
+        reward = tree.total_reward(index)
+        line.append(f"reward {reward:g} ", style="bold green" if reward > 0 else "dim")
+    drawn = [token for token, own in zip(node.tokens, node.sampled, strict=True) if own]
+    return line.append(" ".join(decode(drawn).split()), style="default")

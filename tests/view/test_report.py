@@ -80,15 +80,18 @@ def test_pieces_keep_spaces_and_repeat_no_text(tmp_path: Path) -> None:
     assert len(set(pieces.texts)) == len(pieces.texts)
 
 
+def test_folder_of_trees_is_no_unfinished_run(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", finished=False)
+    (run / "metrics.jsonl").unlink()
+    assert "not finished" not in write_report(run).read_text()
+
+
 def test_unfinished_run_is_drawn_with_a_notice(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", finished=False)
-    for name in ("trees.jsonl", "metrics.jsonl"):
-        page = write_report(run)
-        assert "not finished" in page.read_text()
-        (run / name).unlink()
-        (run / "summary.json").write_text("{}")
-        assert "not finished" not in write_report(run).read_text()
-        (run / "summary.json").unlink()
+    assert "not finished" in write_report(run).read_text()
+    (run / "trees.jsonl").rename(tmp_path / "trees.jsonl")
+    assert "No tree is recorded yet" in write_report(run).read_text()
+    (run / "metrics.jsonl").unlink()
     with pytest.raises(ValueError, match="is not a run"):
         write_report(run)
 
