@@ -123,7 +123,7 @@ def test_300_random_continuations_are_exact():
 
 def test_text_depends_on_what_was_true_once():
     """Two ways to one state of the planner library, whose texts differ, are kept apart."""
-    source = source_of("pick_and_place_simple", rooms=("Bedroom",), max_receptacles=30, fill=1.0)
+    source = source_of("pick_and_place_simple", rooms=("Bedroom",), max_receptacles=10, fill=0.8)
     for task in source.tasks("train", 40):
         for way in shared_places(source.game(task)):
             straight, detour = [way[0], "look"], [*way, "look"]

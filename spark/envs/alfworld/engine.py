@@ -8,7 +8,7 @@ library is lent to another game, and found again by taking the same actions from
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -76,11 +76,12 @@ class Game:
             known = position.moves[command] = self._try(position, command)
         return known
 
-    def facts(self, position: Position) -> list[Proposition]:
-        """Return the facts that hold, with the names the texts use."""
+    def facts(self, position: Position, predicates: Collection[str]) -> list[Proposition]:
+        """Return the facts of some predicates that hold, with the names the texts use."""
         return [
             Proposition(fact.name, [Variable(self._names[v.name], v.type) for v in fact.arguments])
-            for facts in position.facts.values()
+            for signature, facts in position.facts.items()
+            if signature.name in predicates
             for fact in facts
         ]
 

@@ -15,6 +15,9 @@ from alfworld.agents.expert.handcoded_expert import BasePolicy
 
 from spark.envs.alfworld.engine import Game, Position
 
+# the predicates that the stock policies look at
+NOTICED = ("holds", "inreceptacle", "isclean", "ishot", "iscool")
+
 
 class ExpertStep(NamedTuple):
     """What the expert saw and did."""
@@ -93,7 +96,7 @@ def _act(policy: BasePolicy, game: Game, position: Position, text: str, last: st
     """Return the policy's next command, None when it gives up."""
     state = {
         "feedback": text,
-        "facts": game.facts(position),
+        "facts": game.facts(position, NOTICED),
         "admissible_commands": list(position.admissible),
     }
     try:

@@ -87,7 +87,8 @@ class TaskName(NamedTuple):
         """Read a name back. Raises ValueError when it is none."""
         path, _, digest = text.partition("@")
         parts = path.split("/")
-        if len(parts) != 3 or parts[0] not in SPLITS or not digest:
+        numbers = all(part.isdecimal() for part in parts[1:])
+        if len(parts) != 3 or parts[0] not in SPLITS or not numbers or not digest:
             raise ValueError(f"task {text!r} is no generated task; expected e.g. L0/0/17@9f86d081")
         return cls(parts[0], int(parts[1]), int(parts[2]), digest)
 

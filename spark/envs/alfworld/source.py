@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 try:
     from spark.envs.alfworld.engine import Game
@@ -22,9 +23,12 @@ from spark.envs.alfworld.generate import sample_game
 from spark.envs.alfworld.official import OfficialGames
 from spark.envs.alfworld.problem import GameData
 from spark.envs.alfworld.scenes import SPLITS, Scenes, TaskName
-from spark.envs.alfworld.translate import translate
+from spark.envs.alfworld.translate import cached_at, translate
 
 GAMES_KEPT = 64
+FEW_TASKS = 16
+"""Below this, starting processes takes longer than the work."""
+T = TypeVar("T")
 
 
 class AlfworldSource:
@@ -85,14 +89,23 @@ class AlfworldSource:
             return planned(self.game(task), max_steps=max_steps)
         return handcoded(self.game(task), max_steps=max_steps, seed=seed)
 
+    def experts(
+        self, tasks: Sequence[str], *, workers: int = 2, max_steps: int = 50, seed: int = 0
+    ) -> Iterator[Episode]:
+        """Yield the handcoded expert's episodes on `tasks`, in order, made in `workers` processes.
+
+        A script that calls this needs the usual `if __name__ == "__main__":`.
+        """
+        yield from self._map(partial(self.expert, max_steps=max_steps, seed=seed), tasks, workers)
+
     def prepare(self, tasks: Sequence[str], *, workers: int = 2) -> None:
-        """Fill the cache on disk for `tasks` in `workers` processes, so that they start at once."""
-        if workers <= 1:
-            for task in tasks:
-                self._translate(task)
-            return
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            list(pool.map(self._translate, tasks, chunksize=4))
+        """Fill the cache on disk for `tasks` in `workers` processes, so that they load at once.
+
+        A script that calls this needs the usual `if __name__ == "__main__":`.
+        """
+        missing = [task for task in dict.fromkeys(tasks) if not self._is_cached(task)]
+        for _ in self._map(self._translate, missing, workers):
+            pass
 
     def game(self, task: str) -> Game:
         """Return the loaded game of `task`. Raises ValueError when the name is not one of ours."""
@@ -102,6 +115,18 @@ class AlfworldSource:
                 self._games.popitem(last=False)
         self._games.move_to_end(task)
         return self._games[task]
+
+    def _map(self, call: Callable[[str], T], tasks: Sequence[str], workers: int) -> Iterator[T]:
+        """Yield `call` of each task, in processes where that pays."""
+        if workers <= 1 or len(tasks) < FEW_TASKS:
+            yield from map(call, tasks)
+            return
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            yield from pool.map(call, tasks, chunksize=4)
+
+    def _is_cached(self, task: str) -> bool:
+        data = self._read(task)
+        return cached_at(data.domain, data.problem).exists()
 
     def _translate(self, task: str) -> None:
         data = self._read(task)
