@@ -25,6 +25,7 @@ class ActionTrie:
         self._opening = tuple(chat.encode(ACTION_OPEN))
         self._continuations: dict[str, list[int]] = {}
         self._tries: dict[tuple[str, ...], Trie] = {}
+        self._may_open: dict[int, bool] = {}
 
     def constraint(self, commands: Sequence[str], before: Sequence[int] = ()) -> ActionConstraint:
         """Return the constraint for one decision that already has the tokens `before`.
@@ -34,7 +35,14 @@ class ActionTrie:
         key = tuple(commands)
         if key not in self._tries:
             self._tries[key] = self._build(key)
-        return ActionConstraint(self._chat, self._tries[key], before)
+        return ActionConstraint(self, self._tries[key], before)
+
+    def opens(self, decision: Sequence[int]) -> bool:
+        """Return True when the last token of `decision` completes the opening tag."""
+        last = decision[-1]
+        if last not in self._may_open:
+            self._may_open[last] = ">" in self._chat.decode([last])
+        return self._may_open[last] and self._chat.decode(decision).rstrip().endswith(ACTION_OPEN)
 
     def _build(self, commands: tuple[str, ...]) -> Trie:
         kept = [c for c in commands if c.split()[:1] and c.split()[0] not in self._exclude]
@@ -63,9 +71,9 @@ class ActionTrie:
 class ActionConstraint:
     """Walks the trie along one decision; `TokenConstraint` of the engine protocol."""
 
-    def __init__(self, chat: Chat, trie: Trie, before: Sequence[int] = ()) -> None:
+    def __init__(self, tries: ActionTrie, trie: Trie, before: Sequence[int] = ()) -> None:
         """`before`: tokens of the decision that were sampled by an earlier call."""
-        self._chat = chat
+        self._tries = tries
         self._trie = trie
         self._before = list(before)
         self._seen = 0
@@ -80,14 +88,7 @@ class ActionConstraint:
     def _walk(self, decision: list[int]) -> None:
         for end in range(self._seen + 1, len(decision) + 1):
             if self._cursor is None:
-                self._cursor = self._trie if self._opens(decision[:end]) else None
+                self._cursor = self._trie if self._tries.opens(decision[:end]) else None
             else:
                 self._cursor = self._cursor.get(decision[end - 1], {})
         self._seen = len(decision)
-
-    def _opens(self, decision: list[int]) -> bool:
-        """Return True when the last token of `decision` completes the opening tag."""
-        if ">" not in self._chat.decode(decision[-1:]):
-            return False
-        text = self._chat.decode(decision)
-        return text.rstrip().endswith(ACTION_OPEN)
