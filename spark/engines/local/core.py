@@ -64,7 +64,7 @@ class EngineCore:
         drawing, allowed = self._drawing(work)
         step.rows = [request.seq.slot for request in drawing]
         logits = self._runner.forward(step)
-        if logits is not None:
+        if drawing:
             self._draw(logits, drawing, allowed)
         for request, _ in work:
             # making room for one fork may have preempted another

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from spark.engines.local.attention import attention, model_configs
 from spark.engines.local.model import ModelShape
-from spark_kernels import kv_fork, tree_attention
+from spark.engines.local.step import ModelHead, ModelStep, faithful_trace
+from spark_kernels import BlockPool, kv_fork
 
 
 @dataclass(kw_only=True, slots=True)
@@ -42,31 +43,33 @@ class ModelRunner:
     def __init__(
         self, model: PreTrainedModel, shape: ModelShape, num_blocks: int, block_size: int
     ) -> None:
-        self.model: Any = model
-        self._configs = model_configs(model)
-        self._plan: Any = None
-
-        def buffer(heads: int, width: int) -> torch.Tensor:
-            size = (num_blocks, heads, block_size, width)
-            return torch.zeros(size, dtype=model.dtype, device=model.device)
-
-        self._keys = {layer: buffer(*size) for layer, size in shape.layers.items()}
-        self._values = {layer: buffer(*size) for layer, size in shape.layers.items()}
-        hidden = buffer(1, shape.hidden_size)
-        self._groups = _by_shape([*self._keys.values(), *self._values.values(), hidden])
-        self._hidden = hidden.view(-1, shape.hidden_size)
+        self._dtype, self._device = model.dtype, model.device
+        self._shape = shape
+        self._hidden, self._caches = self._buffers(num_blocks, block_size)
+        paged = self._hidden.view(num_blocks, 1, block_size, -1)
+        self._groups = _by_shape([*self._caches, paged])
+        self._step = faithful_trace(
+            ModelStep(model), [partial(self._example, lengths) for lengths in ([3, 2], [1], [9])]
+        )
+        self._head = faithful_trace(
+            ModelHead(model), [lambda: (self._long([1]), self._buffers(1, 2)[0])]
+        )
 
     @torch.inference_mode()
-    def forward(self, step: Step) -> torch.Tensor | None:
-        """Compute the step's tokens; return logits [len(rows), vocab_size], None without rows."""
-        if self.model.training:
-            self.model.eval()
-        hidden = self._compute(step) if step.tokens else None
-        if not step.rows:
-            return None
-        if hidden is None or step.rows != step.slots:
-            hidden = self._hidden[self._tensor(step.rows)]
-        return self._head(hidden)
+    def forward(self, step: Step) -> Tensor:
+        """Compute the step's tokens; return the logits [len(rows), vocab_size]."""
+        rows = self._long(step.rows)
+        if not step.tokens:
+            return self._head(rows, self._hidden)
+        return self._step(
+            self._long(step.tokens),
+            self._long(step.positions),
+            self._words(step.plan),
+            self._long(step.slots),
+            rows,
+            self._hidden,
+            self._caches,
+        )
 
     @torch.inference_mode()
     def copy(self, pairs: list[tuple[int, int, int]]) -> None:
@@ -74,51 +77,47 @@ class ModelRunner:
         for buffers in self._groups:
             kv_fork(buffers, pairs)
 
-    def _compute(self, step: Step) -> torch.Tensor:
-        """Write KV and hidden states of the step's tokens; return the latter, [T, hidden_size]."""
-        self._plan = step.plan
-        with attention(self._configs, self._attend):
-            output = self.model.base_model(
-                input_ids=self._tensor(step.tokens)[None],
-                position_ids=self._tensor(step.positions)[None],
-                use_cache=False,
-            )
-        hidden: torch.Tensor = output.last_hidden_state[0]
-        self._hidden.index_copy_(0, self._tensor(step.slots), hidden)
-        return hidden
+    def _buffers(self, num_blocks: int, block_size: int) -> tuple[Tensor, list[Tensor]]:
+        """Return hidden states [num_slots, hidden_size] and the caches, keys before values."""
+        where: dict[str, Any] = {"dtype": self._dtype, "device": self._device}
+        layers = [self._shape.layers[layer] for layer in sorted(self._shape.layers)]
+        caches = [
+            torch.zeros(num_blocks, heads, block_size, width, **where)
+            for heads, width in layers + layers
+        ]
+        return torch.zeros(num_blocks * block_size, self._shape.hidden_size, **where), caches
 
-    def _attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **how: Any
-    ) -> torch.Tensor:
-        caches = self._keys[layer], self._values[layer]
-        return tree_attention(query, key, value, *caches, self._plan, **how)
+    def _example(self, lengths: list[int]) -> tuple[Any, ...]:
+        """Return the inputs of a step that prefills sequences of these lengths."""
+        pool = BlockPool(4, 4)
+        seqs = [pool.open() for _ in lengths]
+        for seq, length in zip(seqs, lengths, strict=True):
+            pool.append(seq, length)
+        places = [(pool.table(seqs[s]), i) for s, n in enumerate(lengths) for i in range(n)]
+        slots = [table[i // 4] * 4 + i % 4 for table, i in places]
+        tokens = [7 * i % self._shape.vocab_size for i in range(len(slots))]
+        hidden, caches = self._buffers(4, 4)
+        return (
+            self._long(tokens),
+            self._long([i for _, i in places]),
+            self._words(pool.plan(seqs, lengths)),
+            self._long(slots),
+            self._long(slots[1:]),
+            hidden,
+            caches,
+        )
 
-    def _head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return logits [R, vocab_size] of `hidden` [R, hidden_size].
+    def _long(self, values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self._device)
 
-        The model's own forward does it, so whatever it does to its logits (scales, soft caps) is
-        done here too; only the layers below are replaced by the states that are known already.
-        """
-        base = self.model.base_model
-        below = BaseModelOutputWithPast(last_hidden_state=cast(torch.FloatTensor, hidden[None]))
-        own = base.__dict__.get("forward")
-        base.__dict__["forward"] = lambda *args, **kwargs: below
-        try:
-            ids = torch.empty(1, len(hidden), dtype=torch.long, device=hidden.device)
-            logits: torch.Tensor = self.model(input_ids=ids, use_cache=False).logits[0]
-        finally:
-            del base.__dict__["forward"]
-            if own is not None:
-                base.__dict__["forward"] = own
-        return logits
-
-    def _tensor(self, values: list[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.long, device=self.model.device)
+    def _words(self, plan: Any) -> Tensor:
+        """Return the plan's words; the op reads them during the call only."""
+        return torch.frombuffer(plan, dtype=torch.int32).to(self._device)
 
 
-def _by_shape(buffers: list[torch.Tensor]) -> list[list[torch.Tensor]]:
+def _by_shape(buffers: list[Tensor]) -> list[list[Tensor]]:
     """Group the buffers that one copy can move together."""
-    groups: dict[torch.Size, list[torch.Tensor]] = {}
+    groups: dict[torch.Size, list[Tensor]] = {}
     for buffer in buffers:
         groups.setdefault(buffer.shape, []).append(buffer)
     return list(groups.values())
