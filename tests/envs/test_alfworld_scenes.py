@@ -9,6 +9,8 @@ import sys
 from collections import Counter
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("alfworld")
 
@@ -168,3 +170,36 @@ def test_cache_is_used_filled_in_parallel_and_mended(game_cache, monkeypatch):
     for task in tasks:
         assert source.expert(task, kind="planner").won
     assert len(calls) == 2
+
+
+shares = st.floats(0.0, 1.0)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    task_type=st.sampled_from(TASK_TYPES),
+    split=st.sampled_from(["train", "L1"]),
+    options=st.fixed_dictionaries(
+        {
+            "max_receptacles": st.integers(4, 10),
+            "object_names": st.none() | st.integers(12, 30),
+            "fill": shares,
+            "closed": st.none() | shares,
+            "hidden": shares,
+            "name_seed": st.integers(0, 3),
+        }
+    ),
+)
+def test_every_game_can_be_won(task_type, split, options):
+    """Whatever the options, a game that is made is solvable and not solved from the start."""
+    other = next(name for name in TASK_TYPES if name != task_type)
+    scenes = Scenes(task_types=(task_type,), held_out_types=(other,), **options)
+    source = AlfworldSource(scenes=scenes)
+    task = source.tasks(split, 1)[0]
+    try:
+        game = source.game(task)
+    except ValueError as error:
+        assert "leaves no scene" in str(error)
+        return
+    assert not game.start.won
+    assert source.expert(task, kind="planner").won

@@ -37,11 +37,6 @@ class AlfworldEnv:
         self._idle_commands = idle_commands
         self._at: Snapshot | None = None
 
-    @property
-    def task(self) -> str | None:
-        """Name of the current task; None before `reset`."""
-        return self._at.task if self._at else None
-
     def reset(self, task: str, seed: int = 0) -> tuple[str, dict[str, Any]]:
         """Start `task`; the seed changes nothing, the name fixes the whole game."""
         game = self._load(task)
