@@ -84,6 +84,10 @@ class EngineError(RuntimeError):
     """One request failed, e.g. with NaN logits; other requests go on."""
 
 
+class ContextError(ValueError):
+    """The tokens do not fit into the model's context; the sequence is as it was."""
+
+
 class Engine(Protocol):
     """Holds the KV cache of live sequences. `seq` is an opaque integer handle."""
 
@@ -92,7 +96,7 @@ class Engine(Protocol):
         ...
 
     async def extend(self, seq: int, tokens: Sequence[int]) -> None:
-        """Append environment tokens to `seq`."""
+        """Append environment tokens to `seq`. Raises ContextError when they do not fit."""
         ...
 
     async def fork(self, seq: int, n: int, at: int | None = None) -> list[int]:

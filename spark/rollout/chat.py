@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 ACTION_OPEN = "<action>"
@@ -15,6 +16,7 @@ APPEND_ONLY = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+REPLIES_KEPT = 4096
 _OBSERVATION = "@observation@"
 _DECISION = "<think> one </think> <action> two </action>"
 _COMMAND = re.compile(f"{ACTION_OPEN}(.*?){ACTION_CLOSE}", re.DOTALL)
@@ -51,6 +53,8 @@ class Chat:
             )
         self._system = [{"role": "system", "content": system}] if system else []
         self._reply = self._reply_pattern()
+        # leaves of one tree see the same answers again and again
+        self._reply_tokens = lru_cache(REPLIES_KEPT)(self._encode_reply)
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
@@ -64,10 +68,10 @@ class Chat:
 
     def reply(self, observation: str, *, after: Sequence[int] = ()) -> list[int]:
         """Return the tokens that follow the decision `after`: its end, the answer, a new header."""
-        tokens = self.encode(self._reply.replace(_OBSERVATION, observation))
+        tokens = self._reply_tokens(observation)
         # a decision that sampled the end-of-turn token itself must not get a second one
-        closed = bool(after) and tokens[:1] == [after[-1]]
-        return tokens[1:] if closed else tokens
+        closed = bool(after) and tokens[:1] == (after[-1],)
+        return list(tokens[closed:])
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of `text`, without special tokens added around it."""
@@ -80,6 +84,9 @@ class Chat:
                 list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False
             )
         )
+
+    def _encode_reply(self, observation: str) -> tuple[int, ...]:
+        return tuple(self.encode(self._reply.replace(_OBSERVATION, observation)))
 
     def _render(self, messages: list[dict[str, str]], header: bool = True) -> str:
         return str(

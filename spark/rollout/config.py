@@ -68,8 +68,8 @@ class RolloutConfig:
     """First words of commands the constraint leaves out, e.g. look, examine, inventory, help."""
     invalid_limit: int | None = None
     """End an episode at this many inadmissible commands; None = never."""
-    step_seconds: float = 60.0
-    """Time limit of one step of an environment that steps asynchronously."""
+    step_seconds: float = 300.0
+    """Time limit of one call of an environment that works asynchronously."""
 
     def __post_init__(self) -> None:
         for name in ("leaves", "roots", "horizon", "max_tokens"):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from spark.branching.base import BranchAt, State
 from spark.core import Node, Tree
-from spark.engines.base import Engine, SamplingParams
+from spark.engines.base import ContextError, Engine, SamplingParams
 from spark.envs.base import Env, EnvSource
 from spark.rollout.chat import ACTION_CLOSE, Chat, command_of
 from spark.rollout.config import RolloutConfig
@@ -189,7 +189,10 @@ class TreeRun:
         if t.turn + 1 >= self.config.horizon:
             return "horizon"
         reply = self.chat.reply(_text(observation), after=t.decision)
-        await self.engine.extend(t.seq, reply)
+        try:
+            await self.engine.extend(t.seq, reply)
+        except ContextError:
+            return "context"
         add_given(node, reply)
         return None
 

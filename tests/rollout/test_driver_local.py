@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from functools import cache
 from typing import Any
 
@@ -38,7 +39,13 @@ def policy() -> PreTrainedModel:
     )
     model = Qwen3ForCausalLM(config)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    texts = [text for text in bigram.DECISIONS for _ in range(2)]
+    choose = random.Random(0)
+    turns = [
+        f"<user> you are in room {room} . <end> {said} <end> "
+        for room in range(4)
+        for said in bigram.DECISIONS
+    ]
+    texts = ["".join(choose.choices(turns, k=8)) for _ in range(16)]
     batch = words(texts, return_tensors="pt", padding=True, padding_side="right")
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     for _ in range(60):
@@ -101,6 +108,8 @@ def test_embedded_engine_agrees_with_the_reference(case: str) -> None:
     engine = local()
     trees = roll(engine, CASES[case])
     assert_same(trees, expected)
+    branches = CASES[case].rule != "none"
+    assert branches == any(tree.info["forks"] for tree in trees)
     ours, theirs = engine.stats(), reference.stats()
     for name in ("generated", "reused", "forks", "prefilled", "recomputed"):
         assert ours[name] == theirs[name], name
@@ -128,3 +137,13 @@ def test_a_prompt_longer_than_the_context_is_one_clear_error() -> None:
     with pytest.raises(RolloutError, match=r"prompt of 603 tokens exceeds .* context of 512"):
         roll(engine, CASES["next"], CorridorSource(Talkative))
     assert engine.stats()["blocks_in_use"] == 0
+
+
+def test_an_episode_ends_where_the_context_does() -> None:
+    config = RolloutConfig(leaves=2, roots=2, rule="none", horizon=60, max_tokens=12)
+    trees = roll(local(), config)
+    leaves = [(tree, leaf) for tree in trees for leaf in tree.info["leaves"]]
+    assert any(leaf["end"] == "context" for _, leaf in leaves)
+    assert not any(tree.info["errors"] for tree in trees)
+    for tree, leaf in leaves:
+        assert sum(len(tree.nodes[index].tokens) for index in tree.path(leaf["node"])) <= 512

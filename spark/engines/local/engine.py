@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from spark.engines.base import EngineError, Sample, SamplingParams
+from spark.engines.base import ContextError, EngineError, Sample, SamplingParams
 from spark.engines.local.core import EngineCore
 from spark.engines.local.model import check_vocabulary, load, load_state, probe
 from spark.engines.local.scheduler import Scheduler
@@ -213,7 +213,7 @@ class LocalEngine:
         context = self.shape.context
         if context is not None and total > context:
             grown = f" after {before} tokens" if before else ""
-            raise ValueError(
+            raise ContextError(
                 f"{what} of {len(tokens)} tokens{grown} exceeds the model's context of {context}"
             )
         if total > self._scheduler.capacity:
