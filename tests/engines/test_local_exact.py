@@ -1,4 +1,4 @@
-"""Greedy output of the embedded engine equals transformers' `generate`, whatever happened before."""
+"""Greedy output of the embedded engine equals transformers' `generate`, whatever happened."""
 
 from __future__ import annotations
 

@@ -10,6 +10,8 @@ from typing import Any, cast
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils import ModelOutput
 
 from spark.engines.local.attention import attention, model_configs
 
@@ -29,6 +31,8 @@ class ModelShape:
     """Width of the logits."""
     context: int | None = None
     """Longest sequence in tokens; None where the configuration names none."""
+    output: type[ModelOutput] = BaseModelOutputWithPast
+    """What the layers below the LM head return."""
 
 
 def load(
@@ -77,6 +81,7 @@ def probe(model: PreTrainedModel) -> ModelShape:
     one = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     with torch.inference_mode(), attention(model_configs(model), record):
         hidden = model.base_model(input_ids=one, position_ids=one, use_cache=False)
+        shape.output = type(hidden)
         shape.hidden_size = hidden.last_hidden_state.shape[-1]
         shape.vocab_size = model(input_ids=one, position_ids=one, use_cache=False).logits.shape[-1]
     if sorted(shape.layers) != list(range(config.num_hidden_layers)):

@@ -48,11 +48,10 @@ class ModelRunner:
         self._hidden, self._caches = self._buffers(num_blocks, block_size)
         paged = self._hidden.view(num_blocks, 1, block_size, -1)
         self._groups = _by_shape([*self._caches, paged])
-        self._step = faithful_trace(
-            ModelStep(model), [partial(self._example, lengths) for lengths in ([3, 2], [1], [9])]
-        )
+        examples = [partial(self._example, lengths) for lengths in ([3, 2], [1], [9])]
+        self._step = faithful_trace(ModelStep(model, shape.output), examples)
         self._head = faithful_trace(
-            ModelHead(model), [lambda: (self._long([1]), self._buffers(1, 2)[0])]
+            ModelHead(model, shape.output), [lambda: (self._long([1]), self._buffers(1, 2)[0])]
         )
 
     @torch.inference_mode()

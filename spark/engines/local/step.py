@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils import ModelOutput
 
 from spark.engines.local.attention import attention, model_configs
 from spark_kernels import tree_attention
@@ -21,9 +21,11 @@ logger = logging.getLogger(__name__)
 class ModelStep(torch.nn.Module):
     """Computes one flattened batch; the caches and the hidden states are updated in place."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, output: type[ModelOutput]) -> None:
+        """`output` is what the layers below the LM head return."""
         super().__init__()
         self.model: Any = model
+        self._output = output
         self._configs = model_configs(model)
 
     def forward(
@@ -58,29 +60,30 @@ class ModelStep(torch.nn.Module):
                 input_ids=tokens[None], position_ids=positions[None], use_cache=False
             )
         hidden.index_copy_(0, slots, output.last_hidden_state[0])
-        return logits_of(self.model, hidden.index_select(0, rows))
+        return logits_of(self.model, self._output, hidden.index_select(0, rows))
 
 
 class ModelHead(torch.nn.Module):
     """The logits behind tokens that were computed in earlier steps."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, output: type[ModelOutput]) -> None:
         super().__init__()
         self.model: Any = model
+        self._output = output
 
     def forward(self, rows: Tensor, hidden: Tensor) -> Tensor:
         """Return the logits [R, vocab_size] behind `rows`, slots of `hidden`."""
-        return logits_of(self.model, hidden.index_select(0, rows))
+        return logits_of(self.model, self._output, hidden.index_select(0, rows))
 
 
-def logits_of(model: Any, hidden: Tensor) -> Tensor:
+def logits_of(model: Any, output: type[ModelOutput], hidden: Tensor) -> Tensor:
     """Return the logits [R, vocab_size] of final hidden states [R, hidden_size].
 
     The model's own forward does it, so whatever it does to its logits (scales, soft caps) is done
     here too; only the layers below are replaced by the states that are known already.
     """
     base = model.base_model
-    below = BaseModelOutputWithPast(last_hidden_state=cast(torch.FloatTensor, hidden[None]))
+    below = cast(Any, output)(last_hidden_state=hidden[None])
     own = base.__dict__.get("forward")
     base.__dict__["forward"] = lambda *args, **kwargs: below
     try:
@@ -93,7 +96,7 @@ def logits_of(model: Any, hidden: Tensor) -> Tensor:
 
 
 def faithful_trace(
-    module: torch.nn.Module, examples: list[Callable[[], tuple[Any, ...]]]
+    module: torch.nn.Module, examples: Sequence[Callable[[], tuple[Any, ...]]]
 ) -> Callable[..., Tensor]:
     """Return `module` without its Python: a TorchScript trace, where that is sound.
 
