@@ -31,7 +31,6 @@ PROTOCOLS = {"spark.branching.budgets"} | {
 HEAVY = {"torch", "transformers", "triton", "textworld", "alfworld", "vllm", "sglang", "peft"}
 # path -> why it is longer than 300 lines
 LONG_FILES = {
-    "tests/rollout/test_driver.py": "one scenario after another on the same small game",
     "tests/engines/behaviour.py": "the whole protocol in one place: every engine runs all of it",
 }
 
