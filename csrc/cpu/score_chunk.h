@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <limits>
 
@@ -14,8 +15,8 @@ constexpr int64_t kLanes = 16;
 // additions into one lane before it is set aside: keeps the rounding error of the sums small
 constexpr int64_t kRun = 32;
 constexpr float kInf = std::numeric_limits<float>::infinity();
-// exp(d) below this is taken as exp(kFloor), 4e-38 of the chunk's largest: nothing
-constexpr float kFloor = -86.0f;
+// weights of 2^kFloor of the largest and less count as that: nothing
+constexpr float kFloor = -124.0f;
 
 using F = Simd::F;
 
@@ -31,56 +32,67 @@ struct Slice {
     const uint32_t* mine = words == nullptr ? nullptr : words + start / 32;
     return {x + start, std::min(kChunk, size - start), mine};
   }
-  Slice unmasked() const { return {x, size, nullptr}; }
   int64_t vectors() const { return (size + kLanes - 1) / kLanes; }
 };
 
 inline float value(const float* x, int64_t i) { return x[i]; }
 inline float value(const uint16_t* x, int64_t i) {
-  float out;
-  const uint32_t bits = uint32_t(x[i]) << 16;
-  __builtin_memcpy(&out, &bits, 4);
-  return out;
+  return std::bit_cast<float>(uint32_t(x[i]) << 16);
 }
 
-// Lanes past the end and forbidden tokens read as -inf.
-template <typename T>
+// Lanes past the end and, with kMasked, forbidden tokens read as -inf.
+template <bool kMasked, typename T>
 inline F load(const Slice<T>& row, int64_t vector) {
   const int64_t start = vector * kLanes, left = row.size - start;
   F v;
-  if (left >= kLanes) {
+  if (left >= kLanes) [[likely]] {
     v = Simd::load(row.x + start);
   } else {
     float padded[kLanes];
-    std::fill(padded, padded + kLanes, -kInf);
-    for (int64_t i = 0; i < left; ++i) padded[i] = value(row.x, start + i);
+    for (int64_t i = 0; i < kLanes; ++i) padded[i] = i < left ? value(row.x, start + i) : -kInf;
     v = Simd::load(padded);
   }
-  if (row.words == nullptr) return v;
-  const uint32_t bits = row.words[vector / 2] >> (16 * (vector & 1));
-  return Simd::pick(bits & 0xffff, v, Simd::set(-kInf));
+  if constexpr (kMasked) {
+    const uint32_t bits = row.words[vector / 2] >> (16 * (vector & 1));
+    v = Simd::pick(bits & 0xffff, v, Simd::set(-kInf));
+  }
+  return v;
 }
 
-// exp for arguments in [kFloor, 0]; error below 1 ulp.
-inline F exp_clamped(F d) {
+template <typename T>
+inline F load(const Slice<T>& row, int64_t vector) {
+  return row.words == nullptr ? load<false>(row, vector) : load<true>(row, vector);
+}
+
+// 2^y for y in [kFloor, 0]; error below 1.3 ulp, and 1 at 0.
+inline F exp2_clamped(F y) {
   const F round = Simd::set(12582912.0f);
-  const F t = Simd::fma(d, Simd::set(1.44269504088896341f), round);
-  const F n = Simd::sub(t, round);
-  F r = Simd::fma(n, Simd::set(-0.693359375f), d);
-  r = Simd::fma(n, Simd::set(2.12194440e-4f), r);
-  F p = Simd::set(1.9875691500e-4f);
-  p = Simd::fma(p, r, Simd::set(1.3981999507e-3f));
-  p = Simd::fma(p, r, Simd::set(8.3334519073e-3f));
-  p = Simd::fma(p, r, Simd::set(4.1665795894e-2f));
-  p = Simd::fma(p, r, Simd::set(1.6666665459e-1f));
-  p = Simd::fma(p, r, Simd::set(5.0000001201e-1f));
-  p = Simd::fma(p, r, Simd::set(1.0f));
+  const F t = Simd::add(y, round);
+  const F r = Simd::sub(y, Simd::sub(t, round));
+  F p = Simd::set(0x1.5bda58p-10f);
+  p = Simd::fma(p, r, Simd::set(0x1.3ce8acp-7f));
+  p = Simd::fma(p, r, Simd::set(0x1.c6b6d8p-5f));
+  p = Simd::fma(p, r, Simd::set(0x1.ebf9c2p-3f));
+  p = Simd::fma(p, r, Simd::set(0x1.62e42ap-1f));
   p = Simd::fma(p, r, Simd::set(1.0f));
   return Simd::times_power(p, t);
 }
 
+// Logits as powers of two: y = (x - max) * scale * log2(e), never above 0.
+struct Power {
+  F max, scale;
+  double nats;  // one unit of y in nats; not quite ln 2, because the factor was rounded
+
+  Power(float m, double s) : max(Simd::set(m)) {
+    const float factor = static_cast<float>(s * 1.44269504088896340736);
+    scale = Simd::set(factor);
+    nats = s / double(factor);
+  }
+  F operator()(F x) const { return Simd::mul(scale, Simd::sub(x, max)); }
+};
+
 // The operand order of max lets a NaN through.
-inline F clamp(F d) { return Simd::max(Simd::set(kFloor), d); }
+inline F clamp(F y) { return Simd::max(Simd::set(kFloor), y); }
 
 inline float sum(F v) {
   float lane[kLanes];
@@ -91,92 +103,132 @@ inline float sum(F v) {
   return lane[0];
 }
 
-// Largest logit; NaN when all others are -inf and one is NaN, and possibly otherwise.
-template <typename T>
+// Largest logit; may be NaN if one is, and is not -inf then.
+template <bool kMasked, typename T>
 float largest(const Slice<T>& row) {
   F a = Simd::set(-kInf), b = a, c = a, d = a;
   int64_t v = 0;
   for (const int64_t full = row.size / kLanes; v + 4 <= full; v += 4) {
-    a = Simd::max(a, load(row, v));
-    b = Simd::max(b, load(row, v + 1));
-    c = Simd::max(c, load(row, v + 2));
-    d = Simd::max(d, load(row, v + 3));
+    a = Simd::max(a, load<kMasked>(row, v));
+    b = Simd::max(b, load<kMasked>(row, v + 1));
+    c = Simd::max(c, load<kMasked>(row, v + 2));
+    d = Simd::max(d, load<kMasked>(row, v + 3));
   }
-  for (; v < row.vectors(); ++v) a = Simd::max(a, load(row, v));
+  for (; v < row.vectors(); ++v) a = Simd::max(a, load<kMasked>(row, v));
   float lane[kLanes];
   Simd::store(lane, Simd::max(Simd::max(a, b), Simd::max(c, d)));
   float m = lane[0];
   for (int i = 1; i < kLanes; ++i) m = lane[i] > m ? lane[i] : m;
-  if (m != -kInf || row.words != nullptr) return m;
+  if (kMasked || m != -kInf) return m;
   for (int64_t i = 0; i < row.size; ++i) {
     if (value(row.x, i) != -kInf) return value(row.x, i);
   }
   return m;
 }
 
-// With d = scale * (x - m) over a run of logits: sums of e^d, d e^d and d^2 e^d.
+// Over a run of logits, with y as in Power but in nats: sums of e^y, y e^y and y^2 e^y.
 struct Sums {
-  float s, t, q;
+  float s = 0.0f, t = 0.0f, q = 0.0f;
 };
 
-template <bool kMoments, typename T>
-Sums sums(const Slice<T>& row, float m, float scale) {
-  const F shift = Simd::set(m), factor = Simd::set(scale), zero = Simd::set(0.0f);
+template <bool kMoments, bool kMasked, typename T>
+Sums sums(const Slice<T>& row, const Power& power) {
+  const F zero = Simd::set(0.0f);
   F s = zero, t = zero, q = zero;
   const int64_t end = row.vectors();
   for (int64_t v = 0; v < end;) {
     F s_run = zero, t_run = zero, q_run = zero;
     for (const int64_t stop = std::min(v + kRun, end); v < stop; ++v) {
-      // the next chunk arrives while this one is being summed
-      __builtin_prefetch(row.x + v * kLanes + kChunk);
-      const F d = clamp(Simd::mul(factor, Simd::sub(load(row, v), shift)));
-      const F e = exp_clamped(d);
+      // the chunks to come arrive while this one is being summed
+      __builtin_prefetch(row.x + v * kLanes + 2 * kChunk);
+      const F y = clamp(power(load<kMasked>(row, v)));
+      const F e = exp2_clamped(y);
       s_run = Simd::add(s_run, e);
       if constexpr (kMoments) {
-        const F de = Simd::mul(d, e);
-        t_run = Simd::add(t_run, de);
-        q_run = Simd::fma(d, de, q_run);
+        const F ye = Simd::mul(y, e);
+        t_run = Simd::add(t_run, ye);
+        q_run = Simd::fma(y, ye, q_run);
       }
     }
     s = Simd::add(s, s_run);
     t = Simd::add(t, t_run);
     q = Simd::add(q, q_run);
   }
-  return {sum(s), sum(t), sum(q)};
+  const double nats = power.nats;
+  return {sum(s), static_cast<float>(nats * sum(t)), static_cast<float>(nats * nats * sum(q))};
 }
 
-// Weights e^(scale (x - m)) of a chunk; exactly 0 for -inf and for what is forbidden.
-template <typename T>
-void weights(const Slice<T>& row, float m, float scale, float* out) {
-  for (int64_t v = 0; v < row.vectors(); ++v) {
-    const F d = Simd::mul(Simd::set(scale), Simd::sub(load(row, v), Simd::set(m)));
-    const uint32_t some = Simd::at_least(d, Simd::set(kFloor));
-    Simd::store(out + v * kLanes, Simd::pick(some, exp_clamped(clamp(d)), Simd::set(0.0f)));
+// The last token kept in the order (logit falling, token rising).
+struct Cut {
+  float x = -kInf;
+  int64_t token = std::numeric_limits<int64_t>::max();
+
+  // Bits of the lanes of `v` that are kept; its first lane is token `start`.
+  uint32_t keeps(F v, int64_t start) const {
+    const F edge = Simd::set(x);
+    const uint32_t kept = Simd::at_least(v, edge);
+    if (token >= start + kLanes - 1) return kept;
+    const uint32_t ties = kept & Simd::at_least(edge, v);
+    const uint32_t early = token < start ? 0u : (2u << (token - start)) - 1u;
+    return kept & (~ties | early);
   }
+};
+
+// The weight 2^y of each token that is kept; exactly 0 for the others and for -inf.
+template <typename T>
+inline F weight(const Slice<T>& chunk, int64_t vector, int64_t start, const Power& power,
+                const Cut& cut) {
+  const F x = load(chunk, vector), y = power(x);
+  const uint32_t kept = cut.keeps(x, start + vector * kLanes);
+  const uint32_t some = Simd::at_least(y, Simd::set(kFloor));
+  return Simd::pick(kept & some, exp2_clamped(clamp(y)), Simd::set(0.0f));
 }
 
-// The token at which the running sum of a chunk's weights passes `fraction` of their total.
+// The sum of a chunk's kept weights; `start` is its first token.
 template <typename T>
-int64_t draw(const Slice<T>& row, float m, float scale, double fraction) {
-  float w[kChunk];
-  weights(row, m, scale, w);
-  const int64_t vectors = row.vectors();
-  float group[kChunk / kLanes];
+double kept_mass(const Slice<T>& chunk, int64_t start, const Power& power, const Cut& cut) {
   double total = 0.0;
-  for (int64_t v = 0; v < vectors; ++v) total += group[v] = sum(Simd::load(w + v * kLanes));
+  for (int64_t v = 0; v < chunk.vectors();) {
+    F run = Simd::set(0.0f);
+    for (const int64_t stop = std::min(v + kRun, chunk.vectors()); v < stop; ++v) {
+      run = Simd::add(run, weight(chunk, v, start, power, cut));
+    }
+    total += sum(run);
+  }
+  return total;
+}
+
+// The token of a chunk at which the running sum of kept weights passes `fraction` of their total.
+template <typename T>
+int64_t draw(const Slice<T>& chunk, int64_t start, const Power& power, const Cut& cut,
+             double fraction) {
+  constexpr int64_t kGroup = 8, kGroups = kChunk / kLanes / kGroup;
+  float w[kChunk], groups[kGroups] = {};
+  const int64_t vectors = chunk.vectors();
+  double total = 0.0;
+  for (int64_t v = 0, g = 0; v < vectors; ++g) {
+    F group = Simd::set(0.0f);
+    for (const int64_t stop = std::min(v + kGroup, vectors); v < stop; ++v) {
+      const F one = weight(chunk, v, start, power, cut);
+      Simd::store(w + v * kLanes, one);
+      group = Simd::add(group, one);
+    }
+    groups[g] = sum(group);
+    total += groups[g];
+  }
   double target = fraction * total;
-  int64_t v = 0;
-  while (v + 1 < vectors && target >= group[v]) target -= group[v++];
-  int64_t last = -1;
-  for (int64_t i = v * kLanes; i < vectors * kLanes; ++i) {
+  int64_t g = 0;
+  while (g + 1 < kGroups && target >= groups[g]) target -= groups[g++];
+  // rounding may leave the target past the end: then the last token with a weight is drawn
+  int64_t token = -1;
+  for (int64_t i = g * kGroup * kLanes; i < vectors * kLanes; ++i) {
     if (w[i] == 0.0f) continue;
-    last = i;
-    if (target < w[i]) return i;
+    token = i;
+    if (target < w[i]) break;
     target -= w[i];
   }
-  // rounding carried the target past the end
-  for (int64_t i = vectors * kLanes - 1; last < 0; --i) last = w[i] > 0.0f ? i : -1;
-  return last;
+  for (int64_t i = vectors * kLanes - 1; token < 0 && i >= 0; --i) token = w[i] > 0.0f ? i : -1;
+  return start + token;
 }
 
 }  // namespace

@@ -14,20 +14,20 @@ namespace {
 
 // What a pass over one chunk leaves behind.
 struct Chunk {
-  float max;
+  float max = -kInf;
   Sums plain;  // at temperature 1
   Sums hot;    // tempered, when the temperature is not 1
-  float allowed_max;
-  float allowed_mass;  // tempered, over the allowed tokens
+  float allowed_max = -kInf;
+  float allowed_mass = 0.0f;  // tempered, over the allowed tokens
 };
 
 // Sums of a whole row, relative to its largest logit.
 struct Total {
   double s = 0.0, t = 0.0, q = 0.0;
 
-  // Adds a chunk whose own largest logit lies `d` <= 0 from the row's (times 1 / temperature).
-  void add(const Sums& chunk, double d) {
-    const double a = std::exp(d), s1 = chunk.s, t1 = chunk.t, q1 = chunk.q;
+  // Adds a chunk whose own largest logit weighs `a` = e^d, d <= 0, of the row's.
+  void add(const Sums& chunk, double d, double a) {
+    const double s1 = chunk.s, t1 = chunk.t, q1 = chunk.q;
     s += a * s1;
     t += a * (t1 + d * s1);
     q += a * (q1 + 2.0 * d * t1 + d * d * s1);
@@ -62,22 +62,21 @@ struct Row {
   bool tempered() const { return scale != 1.0; }
 
   Chunk measure(int64_t c) const {
-    const Slice<T> all = slice.chunk(c).unmasked();
-    const float factor = static_cast<float>(scale);
-    Chunk out = {largest(all), {0, 0, 0}, {0, 0, 0}, 0.0f, 0.0f};
+    const Slice<T> chunk = slice.chunk(c);
+    Chunk out;
+    out.max = out.allowed_max = largest<false>(chunk);
     // nothing but -inf, or an invalid row
-    if (std::isinf(out.max)) return {out.max, {0, 0, 0}, {0, 0, 0}, -kInf, 0.0f};
-    out.plain = sums<true>(all, out.max, 1.0f);
+    if (std::isinf(out.max)) return out;
+    out.plain = sums<true, false>(chunk, Power(out.max, 1.0));
     if (tempered()) {
-      out.hot = args.entropy_tempered == nullptr ? sums<false>(all, out.max, factor)
-                                                 : sums<true>(all, out.max, factor);
+      const Power power(out.max, scale);
+      const bool moments = args.entropy_tempered != nullptr;
+      out.hot = moments ? sums<true, false>(chunk, power) : sums<false, false>(chunk, power);
     }
     if (slice.words != nullptr) {
-      const Slice<T> some = slice.chunk(c);
-      out.allowed_max = largest(some);
-      if (out.allowed_max != -kInf) {
-        out.allowed_mass = sums<false>(some, out.allowed_max, factor).s;
-      }
+      out.allowed_max = largest<true>(chunk);
+      if (out.allowed_max == -kInf) return out;
+      out.allowed_mass = sums<false, true>(chunk, Power(out.allowed_max, scale)).s;
     }
     return out;
   }
@@ -94,29 +93,33 @@ struct Row {
   void finish(const Chunk* parts) const {
     float max = -kInf;
     for (int64_t c = 0; c < chunks; ++c) max = parts[c].max > max ? parts[c].max : max;
+    thread_local std::vector<Part> space;
+    space.resize(chunks);
     Total plain, hot;
     bool nan = false;
     for (int64_t c = 0; c < chunks; ++c) {
-      nan |= std::isnan(parts[c].max) || std::isnan(parts[c].plain.t);
-      if (parts[c].plain.s == 0.0f) continue;
-      const double d = double(parts[c].max) - double(max);
-      plain.add(parts[c].plain, d);
-      if (tempered()) hot.add(parts[c].hot, scale * d);
+      const Chunk& part = parts[c];
+      nan |= std::isnan(part.max) || std::isnan(part.plain.t);
+      const double d = double(part.max) - double(max), a = part.plain.s > 0 ? std::exp(d) : 0.0;
+      if (a > 0.0) plain.add(part.plain, d, a);
+      const double hot_a = tempered() && a > 0.0 ? std::exp(scale * d) : a;
+      if (tempered() && hot_a > 0.0) hot.add(part.hot, scale * d, hot_a);
+      space[c] = {part.max, hot_a * (tempered() ? part.hot.s : part.plain.s)};
     }
     if (nan || std::isinf(max)) return fail();
     if (!tempered()) hot = plain;
 
-    const Base<T> base = base_of(parts);
-    if (base.max == -kInf) return fail();
-    const Kept kept = choose(base);
-    // masses are relative to the largest allowed logit, the sums to the largest
-    const double log_base = scale * (double(base.max) - double(max)) - std::log(hot.s);
-    const double x = value(slice.x, kept.token);
+    Base<T> base{slice, scale, max, hot.s, space, Cut{}};
+    if (slice.words != nullptr && !restrict_to_allowed(base, parts)) return fail();
+    const int64_t token = choose(base);
+    const double log_sum = std::log(hot.s), x = value(slice.x, token);
+    args.tokens[index] = token;
+    args.logprob[index] = log_probability(scale * (x - double(max)) - log_sum);
+    // the kept total is relative to the largest allowed logit, the sum to the largest of all
+    const double down = scale * (double(base.max) - double(max));
+    const bool all = slice.words == nullptr && base.total == hot.s;
+    args.log_kept_mass[index] = all ? 0.0f : log_probability(down + std::log(base.total) - log_sum);
     const double most = std::log(double(slice.size));
-    args.tokens[index] = kept.token;
-    args.logprob[index] = log_probability(scale * (x - double(max)) - std::log(hot.s));
-    const bool everything = slice.words == nullptr && kept.mass == base.total;
-    args.log_kept_mass[index] = everything ? 0.0f : log_probability(log_base + std::log(kept.mass));
     args.entropy[index] = plain.entropy(most);
     args.varentropy[index] = plain.varentropy();
     if (args.entropy_tempered != nullptr) {
@@ -125,24 +128,19 @@ struct Row {
     }
   }
 
-  Base<T> base_of(const Chunk* parts) const {
-    thread_local std::vector<Part> space;
-    space.resize(chunks);
-    float max = -kInf;
+  // Turns the whole row's distribution into that of its allowed tokens; false if there are none.
+  bool restrict_to_allowed(Base<T>& base, const Chunk* parts) const {
+    base.max = -kInf;
+    for (int64_t c = 0; c < chunks; ++c) base.max = std::max(base.max, parts[c].allowed_max);
+    if (base.max == -kInf) return false;
+    base.total = 0.0;
     for (int64_t c = 0; c < chunks; ++c) {
-      space[c].max = slice.words == nullptr ? parts[c].max : parts[c].allowed_max;
-      max = space[c].max > max ? space[c].max : max;
+      const double d = double(parts[c].allowed_max) - double(base.max);
+      const float mass = parts[c].allowed_mass;
+      base.parts[c] = {parts[c].allowed_max, mass > 0.0f ? mass * std::exp(scale * d) : 0.0};
+      base.total += base.parts[c].mass;
     }
-    double total = 0.0;
-    for (int64_t c = 0; c < chunks; ++c) {
-      const float mass = slice.words != nullptr ? parts[c].allowed_mass
-                         : tempered()           ? parts[c].hot.s
-                                                : parts[c].plain.s;
-      const double d = scale * (double(space[c].max) - double(max));
-      space[c].mass = mass == 0.0f ? 0.0 : mass * std::exp(d);
-      total += space[c].mass;
-    }
-    return {slice, static_cast<float>(scale), max, total, space};
+    return true;
   }
 
   Filter filter() const {
@@ -151,28 +149,26 @@ struct Row {
             args.min_p == nullptr ? 0.0 : args.min_p[index]};
   }
 
-  Kept choose(const Base<T>& base) const {
+  // The token, drawn or given; truncates the distribution on the way.
+  int64_t choose(Base<T>& base) const {
     const int64_t given = args.given == nullptr ? -1 : args.given[index];
+    const Filter filter = this->filter();
+    if (filter.top_k == 1) {
+      base.total = 1.0;
+      return given >= 0 ? given : argmax(base);
+    }
+    if (!filter.off()) truncate(base, filter);
+    if (given >= 0) return given;
     const uint64_t seed = args.seed == nullptr ? 0 : args.seed[index];
     const uint64_t position = args.position == nullptr ? 0 : args.position[index];
-    const Filter filter = this->filter();
-    Kept kept{given, base.total};
-    if (filter.top_k == 1) {
-      kept = {given >= 0 ? given : argmax(base), 1.0};
-    } else if (!filter.off()) {
-      kept = draw_truncated(base, filter, philox_uniform(seed, position));
-      if (given >= 0) kept.token = given;
-    } else if (given < 0) {
-      kept.token = draw_full(base, philox_uniform(seed, position));
-    }
-    return kept;
+    return draw_token(base, philox_uniform(seed, position));
   }
 
   static float log_probability(double v) { return static_cast<float>(std::fmin(v, 0.0)); }
 };
 
 // Fewer logits than this are not worth waking other threads for.
-constexpr int64_t kAlone = 1 << 16;
+constexpr int64_t kAlone = 1 << 17;
 
 template <typename T>
 void score_rows(const SparkScore& args) {

@@ -1,9 +1,8 @@
-// Truncation without sorting the vocabulary: candidates above a safe bound, a histogram over them,
-// and an exact walk through the one bucket in which the cut falls.
+// Truncation without sorting the vocabulary: a histogram of everything above a safe bound, then an
+// exact walk through the one bucket in which the cut falls.
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <vector>
 
@@ -16,16 +15,17 @@ struct Part {
   double mass;
 };
 
-// The untruncated distribution to draw from: the allowed tokens of a row, tempered.
+// A distribution to draw from: the tokens of a row that are allowed and kept, tempered.
 template <typename T>
 struct Base {
   Slice<T> row;
-  float scale;                     // 1 / temperature
-  float max;                       // largest allowed logit, -inf when there is none
-  double total;                    // sum of e^(scale (x - max)) over the allowed
-  const std::vector<Part>& parts;  // the same of each chunk; the masses add up to total
+  double scale;              // 1 / temperature
+  float max;                 // largest allowed logit, -inf when there is none
+  double total;              // sum of e^(scale (x - max))
+  std::vector<Part>& parts;  // the same of each chunk; the masses add up to the total
+  Cut cut;
 
-  int64_t chunks() const { return static_cast<int64_t>(parts.size()); }
+  Power power() const { return {max, scale}; }
 };
 
 struct Filter {
@@ -33,23 +33,9 @@ struct Filter {
   double top_p;   // 1 = off
   double min_p;   // 0 = off
 
-  bool off() const { return top_k == 0 && top_p >= 1.0 && min_p <= 0.0; }
+  bool ranked() const { return top_k > 0 || top_p < 1.0; }
+  bool off() const { return !ranked() && min_p <= 0.0; }
 };
-
-struct Candidate {
-  float x, weight;
-  int64_t token;
-};
-
-// The last token kept in the order (logit falling, token rising).
-struct Cut {
-  float x;
-  int64_t token;
-
-  bool keeps(const Candidate& c) const { return c.x > x || (c.x == x && c.token <= token); }
-};
-
-constexpr Cut kKeepAll = {-kInf, std::numeric_limits<int64_t>::max()};
 
 inline float below(double v) { return std::nextafterf(static_cast<float>(v), -kInf); }
 
@@ -63,9 +49,19 @@ inline float min_p_bound(float max, double scale, double min_p) {
   return x;
 }
 
+// The k-th largest of the chunks' maxima: k tokens are at least as large.
+inline float top_k_bound(const std::vector<Part>& parts, int64_t k) {
+  thread_local std::vector<Part> tops;
+  tops = parts;
+  const auto kth = tops.begin() + (k - 1);
+  std::nth_element(tops.begin(), kth, tops.end(),
+                   [](const Part& a, const Part& b) { return a.max > b.max; });
+  return kth->max;
+}
+
 // A logit below which nothing can be kept.
 template <typename T>
-float candidate_bound(const Base<T>& base, const Filter& filter) {
+float kept_bound(const Base<T>& base, const Filter& filter) {
   float bound = std::numeric_limits<float>::lowest();
   if (filter.min_p > 0.0) bound = min_p_bound(base.max, base.scale, filter.min_p);
   if (filter.top_p < 1.0) {
@@ -73,83 +69,57 @@ float candidate_bound(const Base<T>& base, const Filter& filter) {
     const double left = (1.0 - filter.top_p) * base.total / double(base.row.size);
     bound = std::max(bound, below(double(base.max) + (std::log(left) - 1e-3) / base.scale));
   }
-  if (filter.top_k > 0 && filter.top_k <= base.chunks()) {
-    // k chunks hold k tokens at least as large as the k-th largest of their maxima
-    thread_local std::vector<Candidate> tops;
-    tops.resize(base.parts.size());
-    for (int64_t c = 0; c < base.chunks(); ++c) tops[c] = {base.parts[c].max, 0.0f, c};
-    const auto kth = tops.begin() + (filter.top_k - 1);
-    std::nth_element(tops.begin(), kth, tops.end(),
-                     [](const Candidate& a, const Candidate& b) { return a.x > b.x; });
-    bound = std::max(bound, kth->x);
+  if (filter.top_k > 0 && filter.top_k <= static_cast<int64_t>(base.parts.size())) {
+    bound = std::max(bound, top_k_bound(base.parts, filter.top_k));
   }
   return bound;
 }
 
-// Tokens of at least `bound`, in rising order.
-template <typename T>
-void collect(const Base<T>& base, float bound, std::vector<Candidate>& found) {
-  found.clear();
-  const F limit = Simd::set(bound), shift = Simd::set(base.max), factor = Simd::set(base.scale);
-  for (int64_t c = 0; c < base.chunks(); ++c) {
+// Calls visit(logits, weights, first token, bits) for each vector with a logit of at least `bound`.
+template <typename T, typename Visit>
+void visit_above(const Base<T>& base, float bound, Visit visit) {
+  const F limit = Simd::set(bound);
+  const Power power = base.power();
+  for (size_t c = 0; c < base.parts.size(); ++c) {
     if (!(base.parts[c].max >= bound)) continue;
     const Slice<T> chunk = base.row.chunk(c);
     for (int64_t v = 0; v < chunk.vectors(); ++v) {
       const F x = load(chunk, v);
-      uint32_t bits = Simd::at_least(x, limit);
+      const uint32_t bits = Simd::at_least(x, limit);
       if (bits == 0) continue;
-      float logit[kLanes], weight[kLanes];
-      Simd::store(logit, x);
-      Simd::store(weight, exp_clamped(clamp(Simd::mul(factor, Simd::sub(x, shift)))));
-      for (; bits != 0; bits &= bits - 1) {
-        const int lane = std::countr_zero(bits);
-        found.push_back({logit[lane], weight[lane], c * kChunk + v * kLanes + lane});
-      }
+      visit(x, exp2_clamped(clamp(power(x))), c * kChunk + v * kLanes, bits);
     }
   }
 }
 
-// The cut of top-k and top-p among candidates that hold everything they could keep.
-inline Cut find_cut(const std::vector<Candidate>& found, const Filter& filter, double total) {
-  constexpr int kBuckets = 1024;
-  struct Bucket {
-    int64_t count;
-    double mass;
-  };
-  const int64_t most = filter.top_k > 0 ? filter.top_k : std::numeric_limits<int64_t>::max();
-  const double enough = filter.top_p < 1.0 ? filter.top_p * total : 2.0 * total;
-  float high = -kInf, low = kInf;
-  for (const Candidate& c : found) {
-    high = c.x > high ? c.x : high;
-    low = c.x < low ? c.x : low;
+// Buckets by logit: bucket 0 holds the largest, and every bucket is a run of the sorted order.
+struct Histogram {
+  static constexpr int kSize = 1024;
+  F high, scale;
+  int64_t count[kSize] = {};
+  double mass[kSize] = {};
+
+  Histogram(float max, float bound, double temperature_scale) : high(Simd::set(max)) {
+    // what lies further than 60 nats down shares the last bucket
+    const double range = std::min(double(max) - double(bound), 60.0 / temperature_scale);
+    scale = Simd::set(static_cast<float>(kSize / std::max(range, 1e-30)));
   }
-  const float per_bucket = high > low ? kBuckets / (high - low) : 0.0f;
-  // falls with the logit, so that buckets are runs of the sorted order
-  const auto bucket_of = [&](const Candidate& c) {
-    const float at = (high - c.x) * per_bucket;
-    return at < kBuckets - 1 ? static_cast<int>(at) : kBuckets - 1;
-  };
-  thread_local std::vector<Bucket> buckets;
-  buckets.assign(kBuckets, Bucket{0, 0.0});
-  for (const Candidate& c : found) {
-    Bucket& bucket = buckets[bucket_of(c)];
-    ++bucket.count;
-    bucket.mass += c.weight;
+  void buckets(F x, int32_t* out) const {
+    const F at = Simd::mul(Simd::sub(high, x), scale);
+    // a negated maximum: Simd has no minimum
+    const F zero = Simd::set(0.0f), last = Simd::set(1.0f - kSize);
+    Simd::store(out, Simd::sub(zero, Simd::max(Simd::sub(zero, at), last)));
   }
-  int at = 0;
-  int64_t count = 0;
-  double mass = 0.0;
-  for (; at < kBuckets; ++at) {
-    if (count + buckets[at].count >= most || mass + buckets[at].mass >= enough) break;
-    count += buckets[at].count;
-    mass += buckets[at].mass;
-  }
-  if (at == kBuckets) return kKeepAll;
-  thread_local std::vector<Candidate> members;
-  members.clear();
-  for (const Candidate& c : found) {
-    if (bucket_of(c) == at) members.push_back(c);
-  }
+};
+
+struct Candidate {
+  float x, weight;
+  int64_t token;
+};
+
+// Walks the members of one bucket in order until `most` tokens or `enough` mass are seen.
+inline Cut walk(std::vector<Candidate>& members, int64_t count, double mass, int64_t most,
+                double enough) {
   std::sort(members.begin(), members.end(), [](const Candidate& a, const Candidate& b) {
     return a.x > b.x || (a.x == b.x && a.token < b.token);
   });
@@ -160,60 +130,90 @@ inline Cut find_cut(const std::vector<Candidate>& found, const Filter& filter, d
   return {members.back().x, members.back().token};
 }
 
-struct Kept {
-  int64_t token;  // the draw
-  double mass;    // in units of Base::total
-};
-
-// Truncates, then draws at `u` in [0, 1) among what is kept.
+// The cut of top-k and top-p; `bound` is a logit below which they keep nothing.
 template <typename T>
-Kept draw_truncated(const Base<T>& base, const Filter& filter, double u) {
-  thread_local std::vector<Candidate> found;
-  collect(base, candidate_bound(base, filter), found);
-  const bool ranked = filter.top_k > 0 || filter.top_p < 1.0;
-  const Cut cut = ranked ? find_cut(found, filter, base.total) : kKeepAll;
+Cut find_cut(const Base<T>& base, const Filter& filter, float bound) {
+  const int64_t most = filter.top_k > 0 ? filter.top_k : std::numeric_limits<int64_t>::max();
+  const double enough = filter.top_p < 1.0 ? filter.top_p * base.total : kInf;
+  thread_local std::vector<Candidate> members;
+  Histogram histogram(base.max, bound, base.scale);
+  visit_above(base, bound, [&](F x, F w, int64_t, uint32_t bits) {
+    int32_t bucket[kLanes];
+    float weight[kLanes];
+    histogram.buckets(x, bucket);
+    Simd::store(weight, w);
+    for (; bits != 0; bits &= bits - 1) {
+      const int lane = std::countr_zero(bits);
+      ++histogram.count[bucket[lane]];
+      histogram.mass[bucket[lane]] += weight[lane];
+    }
+  });
+  int at = 0;
+  int64_t count = 0;
   double mass = 0.0;
-  for (const Candidate& c : found) mass += cut.keeps(c) ? c.weight : 0.0f;
-  const double target = u * mass;
-  double seen = 0.0;
-  int64_t token = -1;
-  for (const Candidate& c : found) {
-    if (!cut.keeps(c) || (token >= 0 && c.weight == 0.0f)) continue;
-    token = c.token;
-    seen += c.weight;
-    if (seen > target) break;
+  while (count + histogram.count[at] < most && mass + histogram.mass[at] < enough) {
+    count += histogram.count[at];
+    mass += histogram.mass[at];
+    if (++at == Histogram::kSize) return {bound};
   }
-  return {token, mass};
+  members.clear();
+  visit_above(base, bound, [&](F x, F w, int64_t start, uint32_t bits) {
+    int32_t bucket[kLanes];
+    float logit[kLanes], weight[kLanes];
+    histogram.buckets(x, bucket);
+    Simd::store(logit, x);
+    Simd::store(weight, w);
+    for (; bits != 0; bits &= bits - 1) {
+      const int lane = std::countr_zero(bits);
+      if (bucket[lane] == at) members.push_back({logit[lane], weight[lane], start + lane});
+    }
+  });
+  return walk(members, count, mass, most, enough);
+}
+
+// Restricts the distribution to what the filter keeps.
+template <typename T>
+void truncate(Base<T>& base, const Filter& filter) {
+  const float bound = kept_bound(base, filter);
+  base.cut = filter.ranked() ? find_cut(base, filter, bound) : Cut{bound};
+  const Power power = base.power();
+  base.total = 0.0;
+  for (size_t c = 0; c < base.parts.size(); ++c) {
+    Part& part = base.parts[c];
+    const bool any = part.max >= base.cut.x;
+    part.mass = any ? kept_mass(base.row.chunk(c), c * kChunk, power, base.cut) : 0.0;
+    base.total += part.mass;
+  }
 }
 
 // The token in whose share of the total `u` in [0, 1) falls; reads one chunk.
 template <typename T>
-int64_t draw_full(const Base<T>& base, double u) {
+int64_t draw_token(const Base<T>& base, double u) {
   double target = u * base.total;
   int64_t chunk = -1;
-  for (int64_t c = 0; c < base.chunks(); ++c) {
+  for (size_t c = 0; c < base.parts.size(); ++c) {
     if (base.parts[c].mass == 0.0) continue;
     if (chunk >= 0) target -= base.parts[chunk].mass;
     chunk = c;
     if (target < base.parts[c].mass) break;
   }
-  const double fraction = std::min(target / base.parts[chunk].mass, 1.0);
-  return chunk * kChunk + draw(base.row.chunk(chunk), base.parts[chunk].max, base.scale, fraction);
+  const Part& part = base.parts[chunk];
+  const double fraction = std::min(target / part.mass, 1.0);
+  const Power power(part.max, base.scale);
+  return draw(base.row.chunk(chunk), chunk * kChunk, power, base.cut, fraction);
 }
 
 // The first of the largest.
 template <typename T>
 int64_t argmax(const Base<T>& base) {
   const F limit = Simd::set(base.max);
-  for (int64_t c = 0; c < base.chunks(); ++c) {
-    if (base.parts[c].max != base.max) continue;
-    const Slice<T> chunk = base.row.chunk(c);
-    for (int64_t v = 0; v < chunk.vectors(); ++v) {
-      const uint32_t bits = Simd::at_least(load(chunk, v), limit);
-      if (bits != 0) return c * kChunk + v * kLanes + std::countr_zero(bits);
-    }
-  }
-  return -1;
+  size_t c = 0;
+  while (base.parts[c].max != base.max) ++c;
+  const Slice<T> chunk = base.row.chunk(c);
+  int64_t v = 0;
+  uint32_t bits = 0;
+  while ((bits = Simd::at_least(load(chunk, v), limit)) == 0) ++v;
+  return c * kChunk + v * kLanes + std::countr_zero(bits);
 }
 
 }  // namespace

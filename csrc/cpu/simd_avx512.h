@@ -16,6 +16,7 @@ struct Simd {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
   }
   static void store(float* p, F v) { _mm512_storeu_ps(p, v); }
+  static void store(int32_t* p, F v) { _mm512_storeu_si512(p, _mm512_cvttps_epi32(v)); }
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }

@@ -30,6 +30,10 @@ struct Simd {
   static void store(float* p, const F& v) {
     for (int i = 0; i < 16; ++i) p[i] = v.lane[i];
   }
+  // rounded towards zero; the values must fit
+  static void store(int32_t* p, const F& v) {
+    for (int i = 0; i < 16; ++i) p[i] = static_cast<int32_t>(v.lane[i]);
+  }
   static F add(const F& a, const F& b) {
     return each([&](int i) { return a.lane[i] + b.lane[i]; });
   }

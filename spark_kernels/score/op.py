@@ -11,6 +11,9 @@ from spark_kernels import _load
 from spark_kernels.score.check import check
 from spark_kernels.score.reference import reference
 
+# devices with a compiled kernel; found once, so that torch.compile sees a constant
+COMPILED = frozenset(device for device in ("cpu", "cuda") if _load.has("score", device))
+
 
 class Scores(NamedTuple):
     """What one call of `score` says about each row; all in nats, all of shape [B].
@@ -84,7 +87,7 @@ def score(
         position,
         tokens,
     )
-    if not _load.has("score", logits.device.type):
+    if logits.device.type not in COMPILED:
         check(*inputs, out=out)
         return _copied(Scores(*reference(*inputs, tempered_entropy)), out)
     if out is None:
@@ -117,5 +120,5 @@ def _fake(*_: Tensor | None) -> None:
     """Infer nothing: every output is an argument."""
 
 
-if _load.has("score", "cpu"):
+if COMPILED:
     torch.library.register_fake("spark::score", _fake)
