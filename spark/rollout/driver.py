@@ -49,7 +49,8 @@ async def rollout(
     A tree depends on the weights, its task, its place in `tasks` and `seed` only. What fails
     (an environment, a request) ends its own trajectory and is listed in `tree.info["errors"]`.
 
-    Raises RolloutError when nothing but failures came out.
+    Raises RolloutError when nothing but failures came out, and what `on_event` raises at a
+    finished tree; what it raises at other events counts as a failure of that trajectory.
 
     When the call is cancelled everything is released and CancelledError goes on; the trees that
     were finished by then have been handed to `on_event`.

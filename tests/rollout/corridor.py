@@ -94,15 +94,22 @@ class SlowCorridor(Corridor):
         return self.step(action)
 
 
-class CorridorSource:
+class PlainCorridors:
+    """Makes corridors; can be sent to another process."""
+
+    def tasks(self, split: str, count: int, seed: int = 0) -> Sequence[str]:
+        return [f"corridor/{4 + (seed + i) % 3}/{(seed + i) * 5 % 16}" for i in range(count)]
+
+    def make(self) -> Corridor:
+        return Corridor()
+
+
+class CorridorSource(PlainCorridors):
     """Makes corridors and remembers them, to see that all are closed."""
 
     def __init__(self, kind: type[Corridor] = Corridor) -> None:
         self.kind = kind
         self.made: list[Corridor] = []
-
-    def tasks(self, split: str, count: int, seed: int = 0) -> Sequence[str]:
-        return [f"corridor/{4 + (seed + i) % 3}/{(seed + i) * 5 % 16}" for i in range(count)]
 
     def make(self) -> Corridor:
         source = self

@@ -126,6 +126,14 @@ def test_time_budget_ends_trajectories() -> None:
     assert all(len(tree.nodes) == 1 for tree in trees)
 
 
+def test_time_may_run_out_on_the_way() -> None:
+    config = replace(CONFIG, max_seconds=0.1, horizon=200, max_tokens=4, constrain=False)
+    trees = roll(config, source=CorridorSource(SlowCorridor))
+    ends = {leaf["end"] for tree in trees for leaf in tree.info["leaves"]}
+    assert "seconds" in ends
+    assert not any(tree.info["errors"] for tree in trees)
+
+
 def test_events_tell_what_happened() -> None:
     events: list[Event] = []
     trees = roll(on_event=events.append)
