@@ -190,6 +190,17 @@ def test_forgetting_changes_nothing(monkeypatch):
     assert conformance.repeat(middle, trace[21:40]) == trace[21:40]
 
 
+def test_senseless_commands_take_no_memory():
+    source = source_of("pick_and_place_simple")
+    env = source.make()
+    text, info = env.reset(source.tasks("train", 1)[0])
+    for number in range(100):
+        assert env.step(f"juggle mug {number}") == (engine.NOTHING, 0.0, False, False, info)
+    position = env.snapshot().position
+    assert position is env.snapshot().game.start
+    assert not [command for command in position.moves if command.startswith("juggle")]
+
+
 def test_fork_and_reset_cost():
     """Far below the 0.5 ms that a fork may cost, even on a busy machine."""
     source = source_of("pick_and_place_simple")

@@ -71,10 +71,16 @@ class Game:
     def move(self, position: Position, command: str) -> tuple[str, Position]:
         """Return (text, next position) of a command; one that does not apply changes nothing."""
         command = command.strip()
-        known = position.moves.get(command)
-        if known is None:
-            known = position.moves[command] = self._try(position, command)
-        return known
+        if command in position.moves:
+            return position.moves[command]
+        operator = position.operators.get(command)
+        if operator is None:
+            return NOTHING, position
+        self._go(position)
+        self._state.apply(operator)
+        text = self._derive(operator.feedback, operator.mapping)
+        position.moves[command] = text, self._here(position, operator)
+        return position.moves[command]
 
     def facts(self, position: Position, predicates: Collection[str]) -> list[Proposition]:
         """Return the facts of some predicates that hold, with the names the texts use."""
@@ -93,14 +99,6 @@ class Game:
             self._library.calls.load_sas_replan(problem.encode())
             self._planner_ready = True
         return list(self._state.replan(self._entities))
-
-    def _try(self, position: Position, command: str) -> tuple[str, Position]:
-        operator = position.operators.get(command)
-        if operator is None:
-            return NOTHING, position
-        self._go(position)
-        self._state.apply(operator)
-        return self._derive(operator.feedback, operator.mapping), self._here(position, operator)
 
     def _go(self, position: Position) -> None:
         """Bring the library to a position, whatever it held before."""
