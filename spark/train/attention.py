@@ -56,21 +56,25 @@ def tree_attention(
     heads, length, dim = query.shape[1:]
     kv_heads = key.shape[1]
     groups = heads // kv_heads
-    grouped = query[0].unflatten(0, (kv_heads, groups)) * (scaling or dim**-0.5)
+    # one split instead of many slices: the gradient of a slice is as long as the whole row
+    sizes = [segment.stop - segment.start for segment in tree.segments]
+    scaled = query[0].unflatten(0, (kv_heads, groups)) * (scaling or dim**-0.5)
+    queries = scaled.split(sizes, dim=2)
+    keys, values = key[0].split(sizes, dim=1), value[0].split(sizes, dim=1)
     outputs = []
-    for segment in tree.segments:
-        if segment.start == segment.stop:
+    for index, size in enumerate(sizes):
+        if size == 0:
             continue
-        spans = [slice(part.start, part.stop) for part in tree.ancestry(segment)]
-        keys = torch.cat([key[0, :, span] for span in spans], dim=1)
-        values = torch.cat([value[0, :, span] for span in spans], dim=1)
-        scores = grouped[:, :, spans[-1]].flatten(1, 2) @ keys.transpose(1, 2)
-        scores = scores.unflatten(1, (groups, segment.stop - segment.start))
+        path = tree.ancestry(index)
+        own_keys = torch.cat([keys[part] for part in path], dim=1)
+        own_values = torch.cat([values[part] for part in path], dim=1)
+        scores = queries[index].flatten(1, 2) @ own_keys.transpose(1, 2)
+        scores = scores.unflatten(1, (groups, size))
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
-        hidden = _hidden(segment.stop - segment.start, keys.shape[1], sliding_window)
-        weights = scores.masked_fill(hidden.to(scores.device), float("-inf")).softmax(-1)
-        outputs.append((weights.flatten(1, 2) @ values).unflatten(1, scores.shape[1:3]))
+        hidden = _hidden(size, own_keys.shape[1], sliding_window).to(scores.device)
+        weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+        outputs.append((weights.flatten(1, 2) @ own_values).unflatten(1, (groups, size)))
     # [Hkv, G, T, D]
     output = torch.cat(outputs, dim=2).flatten(0, 1)
     assert output.shape == (heads, length, dim)

@@ -39,6 +39,7 @@ class Row:
     end: Tensor
     """int64 [T], where the subtree of the token's node ends."""
     segments: list[Segment]
+    """In the order of the row, without gaps."""
     targets: Tensor
     """int64 [N], packed index of the trained tokens."""
     pred: Tensor
@@ -71,11 +72,11 @@ class Row:
         query, key = index[:, None], index[None, :]
         return (key <= query) & (query < self.end[None, :])
 
-    def ancestry(self, segment: Segment) -> list[Segment]:
-        """Return the segments that `segment` sees, from its root to itself."""
+    def ancestry(self, segment: int) -> list[int]:
+        """Return the indices of the segments that `segment` sees, from its root to itself."""
         path = [segment]
-        while path[-1].parent is not None:
-            path.append(self.segments[path[-1].parent])
+        while (parent := self.segments[path[-1]].parent) is not None:
+            path.append(parent)
         return path[::-1]
 
 

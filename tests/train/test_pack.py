@@ -79,8 +79,10 @@ def test_mask_is_the_ancestor_closure(seed: int, nodes: int) -> None:
         ]
         assert mask[query].tolist() == seen
         assert row.positions[query] == sum(seen) - 1
-    for segment in row.segments:
-        keys = [k for part in row.ancestry(segment) for k in range(part.start, part.stop)]
+    assert [s.start for s in row.segments[1:]] == [s.stop for s in row.segments[:-1]]
+    for index, segment in enumerate(row.segments):
+        path = [row.segments[part] for part in row.ancestry(index)]
+        keys = [k for part in path for k in range(part.start, part.stop)]
         for query in range(segment.start, segment.stop):
             assert [k for k in keys if k <= query] == mask[query].nonzero()[:, 0].tolist()
 
