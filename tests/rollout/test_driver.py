@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import bigram
+from corridor import CorridorSource, SlowCorridor
 from reference_engine import ReferenceEngine
 from rolling import CONFIG, TASKS, chat, roll
 
