@@ -11,7 +11,9 @@ from spark_kernels import _load
 from spark_kernels.kv_fork.reference import kv_fork_reference
 
 
-def kv_fork(buffers: list[Tensor], pairs: Tensor | Sequence, layout: str = "HND") -> None:
+def kv_fork(
+    buffers: list[Tensor], pairs: Tensor | Sequence[Sequence[int]], layout: str = "HND"
+) -> None:
     """Copy the used tokens of source blocks to children's fresh blocks, in place.
 
     Args:
@@ -24,25 +26,33 @@ def kv_fork(buffers: list[Tensor], pairs: Tensor | Sequence, layout: str = "HND"
         layout: "HND" or "NHD".
 
     Raises:
-        ValueError: unknown layout; a block or a token count out of range; colliding destinations.
+        ValueError: unknown layout; buffers that differ; a block or a token count out of range;
+            colliding destinations. Nothing was written.
     """
     if layout not in ("HND", "NHD"):
         raise ValueError(f"layout must be 'HND' or 'NHD', got {layout!r}")
-    triples = sorted(pairs.tolist() if isinstance(pairs, Tensor) else pairs)
+    triples = pairs.tolist() if isinstance(pairs, Tensor) else pairs
     if not triples or not buffers:
         return
-    num_blocks, block_size = buffers[0].shape[0], buffers[0].shape[2 if layout == "HND" else 1]
-    check_pairs(triples, num_blocks, block_size)
-    device = buffers[0].device
-    table = torch.tensor(triples, dtype=torch.int64).to(device, non_blocking=True)
-    if not _load.has("kv_fork", device.type):
-        return kv_fork_reference(buffers, table, layout)
-    torch.ops.spark.kv_fork(buffers, table, layout == "NHD")
+    first = buffers[0]
+    check_pairs(triples, first.shape[0], first.shape[2 if layout == "HND" else 1])
+    for buffer in buffers:
+        if buffer.shape != first.shape or buffer.dtype != first.dtype or not buffer.is_contiguous():
+            raise ValueError("buffers must be contiguous, of one shape and dtype")
+    # the kernels read a source once for all its destinations: put those next to each other
+    table = torch.tensor(sorted(triples)).to(first.device, non_blocking=True)
+    if _load.has("kv_fork", first.device.type):
+        torch.ops.spark.kv_fork(buffers, table, layout == "NHD")
+    else:
+        kv_fork_reference(buffers, table, layout)
 
 
-def check_pairs(triples: list, num_blocks: int, block_size: int) -> None:
+def check_pairs(triples: Sequence[Sequence[int]], num_blocks: int, block_size: int) -> None:
     """Raise ValueError unless the triples can be copied in any order."""
-    for source, destination, used in triples:
+    for triple in triples:
+        if len(triple) != 3 or not all(isinstance(value, int) for value in triple):
+            raise ValueError(f"pairs: each must be 3 int (source, destination, used), got {triple}")
+        source, destination, used = triple
         if not (0 <= source < num_blocks and 0 <= destination < num_blocks):
             raise ValueError(f"pairs: blocks {source} -> {destination} not in [0, {num_blocks})")
         if not 0 <= used <= block_size:

@@ -57,8 +57,10 @@ def tree_attention(
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if not _load.has("tree_attention", q.device.type):
         whole = Plan(plan.tolist()) if isinstance(plan, Tensor) else plan
-        options = {"scale": scale, "window": window, "softcap": softcap}
-        return out.copy_(tree_attention_reference(q, k, v, k_cache, v_cache, whole, **options))
+        result = tree_attention_reference(
+            q, k, v, k_cache, v_cache, whole, scale=scale, window=window, softcap=softcap
+        )
+        return out.copy_(result)
     words = plan if isinstance(plan, Tensor) else plan_tensor(plan)
     torch.ops.spark.tree_attention(q, k, v, k_cache, v_cache, words, scale, window, softcap, out)
     return out

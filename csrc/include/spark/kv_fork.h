@@ -17,3 +17,6 @@ struct SparkKvFork {
 };
 
 extern "C" void spark_cpu_kv_fork(const SparkKvFork* args);
+
+// `stream` is a cudaStream_t. Returns a cudaError_t.
+extern "C" int spark_cuda_kv_fork(const SparkKvFork* args, void* stream);
