@@ -193,7 +193,7 @@ def test_forgetting_changes_nothing(monkeypatch):
 def test_senseless_commands_take_no_memory():
     source = source_of("pick_and_place_simple")
     env = source.make()
-    text, info = env.reset(source.tasks("train", 1)[0])
+    _, info = env.reset(source.tasks("train", 1)[0])
     for number in range(100):
         assert env.step(f"juggle mug {number}") == (engine.NOTHING, 0.0, False, False, info)
     position = env.snapshot().position
