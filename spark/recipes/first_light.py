@@ -32,15 +32,14 @@ def first_light() -> Recipe:
 
 
 def first_light_smoke() -> Recipe:
-    """Return the same experiment in seconds: a handful of games, two steps."""
+    """Return the same experiment in seconds: a handful of games, a few steps."""
     recipe = first_light()
     return replace(
         recipe,
         name="first_light_smoke",
-        budget_tokens=2_000,
-        env=replace(recipe.env, train_games=4),
-        rollout=replace(recipe.rollout, horizon=8, leaves=4, roots=2),
-        train=replace(recipe.train, games_per_step=2, checkpoint_every=1),
+        budget_tokens=12_000,
+        env=replace(recipe.env, train_games=8),
+        train=replace(recipe.train, games_per_step=4, checkpoint_every=1),
         eval=EvalConfig(games={"L0": 4, "L1": 2, "L2": 2}),
         cold_start=ColdStartConfig(episodes=8, fit=SftConfig(steps=4)),
     )
