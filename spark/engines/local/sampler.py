@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from spark.engines.base import EngineError
@@ -72,14 +73,14 @@ class Sampler:
         """Return int32 [R, ceil(V / 32)] with the bits of the allowed ids set."""
         if all(ids is None for ids in allowed):
             return None
-        bits = torch.zeros(len(allowed), -(-self._vocab_size // 32) * 32, dtype=torch.int64)
-        for row, ids in zip(bits, allowed, strict=True):
+        words = np.zeros((len(allowed), -(-self._vocab_size // 32)), dtype=np.uint32)
+        for row, ids in zip(words, allowed, strict=True):
             if ids is None:
-                row.fill_(1)
+                row.fill(0xFFFFFFFF)
             else:
-                row[ids] = 1
-        words = (bits.view(len(allowed), -1, 32) << torch.arange(32)).sum(-1)
-        return words.to(torch.int32).to(self._device)
+                index = np.array(ids)
+                np.bitwise_or.at(row, index >> 5, np.uint32(1) << (index & 31).astype(np.uint32))
+        return torch.from_numpy(words.view(np.int32)).to(self._device)
 
 
 def allowed_ids(generation: Generation, vocab_size: int) -> list[int] | None:

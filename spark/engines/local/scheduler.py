@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import insort
+from math import inf
 from typing import Any
 
 from spark.engines.local.sequence import Request, Sequence
@@ -26,6 +27,7 @@ class Scheduler:
         self.step = 0
         self._next_id = 0
         self._scheduled: set[int] = set()
+        self._no_victim_for: float = inf
 
     def add_sequence(self, tokens: list[int], sampled: bytearray, **state: Any) -> Sequence:
         """Register a new sequence and return it."""
@@ -56,7 +58,7 @@ class Scheduler:
         means that the oldest request cannot fit even alone.
         """
         self.step += 1
-        self._scheduled.clear()
+        self._begin()
         work: Work = []
         budget = self.max_batched_tokens
         long: list[Request] = []
@@ -69,9 +71,11 @@ class Scheduler:
                 self._take(work, request, missing)
         for request in long:
             count = min(request.missing, budget)
-            if count and self._reserve(request.seq, count):
-                budget -= count
-                self._take(work, request, count)
+            # first come, first served: nobody younger takes the blocks this one waits for
+            if not count or not self._reserve(request.seq, count):
+                break
+            budget -= count
+            self._take(work, request, count)
         return work
 
     def fork(self, seq: Sequence, n: int, at: int) -> tuple[list[int | None], list[Any]]:
@@ -79,7 +83,7 @@ class Scheduler:
 
         Where no block can be freed for their tails, the children start preempted (None).
         """
-        self._scheduled.clear()
+        self._begin()
         while True:
             try:
                 handles, pairs = self.pool.fork(seq.handle, n, at)
@@ -97,6 +101,10 @@ class Scheduler:
     def blocks_for(self, tokens: int) -> int:
         """Return the number of blocks that `tokens` tokens fill."""
         return -(-tokens // self.block_size)
+
+    def _begin(self) -> None:
+        self._scheduled.clear()
+        self._no_victim_for = inf
 
     def _take(self, work: Work, request: Request, count: int) -> None:
         request.seq.last_used = self.step
@@ -124,6 +132,9 @@ class Scheduler:
 
         Active sequences older than `needy` and those of this step's batch are spared.
         """
+        if needy.id >= self._no_victim_for:
+            # nobody to preempt for an older one, so nobody for this one
+            return False
         others = [
             seq
             for seq in self.sequences.values()
@@ -136,6 +147,7 @@ class Scheduler:
         elif younger:
             victim = max(younger, key=lambda seq: seq.id)
         else:
+            self._no_victim_for = needy.id
             return False
         self._evict(victim)
         self.preemptions += 1
