@@ -36,9 +36,13 @@ class SftProgress:
 
 
 def decision(step: ExpertStep) -> str:
-    """Return an expert's step as the policy writes it: `<explore>` where it looks for something."""
+    """Return an expert's step as the policy writes it: `<explore>` where it looks for something.
+
+    The thing comes first: what to do about it is easier to tell once it has been named.
+    """
     tag = "explore" if step.explorative else "think"
-    return f"<{tag}> {step.subgoal} </{tag}> <action> {step.action} </action>"
+    verb, _, thing = step.subgoal.partition(" ")
+    return f"{thing} <{tag}> {verb} </{tag}> <action> {step.action} </action>"
 
 
 def sft(
@@ -69,7 +73,6 @@ def sft(
             SftProgress(phase="train", step=step, steps=steps, loss=loss)
         ),
     )
-    model.set_attn_implementation("sdpa")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -78,9 +81,9 @@ def sft(
 def expert_episodes(
     source: AlfworldSource, config: ColdStartConfig, seed: int
 ) -> Iterator[Episode]:
-    """Yield the handcoded expert's episodes on training games, won or not."""
-    for task in source.tasks("train", config.episodes, seed):
-        yield source.expert(task, max_steps=config.max_steps, seed=seed)
+    """Return the handcoded expert's episodes on training games, won or not."""
+    tasks = source.tasks("train", config.episodes, seed)
+    return source.experts(tasks, max_steps=config.max_steps, seed=seed, detours=config.detours)
 
 
 def demonstration(

@@ -94,6 +94,9 @@ class ColdStartConfig:
     """Expert episodes."""
     max_steps: int = 30
     """Decisions of an episode at most."""
+    detours: float = 0.25
+    """Share of the expert's steps that go, open or close at random instead. They are imitated too:
+    the start then tries different things, and is far from the best it could do."""
     observation_weight: float = 0.3
     """Loss weight of what the environment says; the decisions weigh 1."""
     invalid_share: float = 0.12

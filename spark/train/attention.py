@@ -73,7 +73,7 @@ def tree_attention(
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
         hidden = _hidden(size, own_keys.shape[1], sliding_window).to(scores.device)
-        weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+        weights = scores.masked_fill_(hidden, float("-inf")).softmax(-1)
         outputs.append((weights.flatten(1, 2) @ own_values).unflatten(1, (groups, size)))
     # [Hkv, G, T, D]
     output = torch.cat(outputs, dim=2).flatten(0, 1)

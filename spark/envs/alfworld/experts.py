@@ -14,9 +14,13 @@ from alfworld.agents.expert import HandCodedAgentFailed, HandCodedAgentTimeout, 
 from alfworld.agents.expert.handcoded_expert import BasePolicy
 
 from spark.envs.alfworld.engine import Game, Position
+from spark.seeds import derive_seed
 
 # the predicates that the stock policies look at
 NOTICED = ("holds", "inreceptacle", "isclean", "ishot", "iscool")
+
+HARMLESS = ("go to ", "open ", "close ")
+"""What a detour may do: nothing that the expert cannot make good."""
 
 
 class ExpertStep(NamedTuple):
@@ -53,17 +57,22 @@ class MoveIsPut:
         super().update_state_tracking(game_state, last_action)  # type: ignore[misc]
 
 
-def handcoded(game: Game, *, max_steps: int, seed: int = 0) -> Episode:
-    """Play with the handcoded expert, which sees only what a player sees."""
+def handcoded(game: Game, *, max_steps: int, seed: int = 0, detours: float = 0.0) -> Episode:
+    """Play with the handcoded expert, which sees only what a player sees.
+
+    With probability `detours` a step is not its own, but goes, opens or closes at random.
+    """
     policy = _policy(game, max_steps)
     position, text, last = game.start, game.intro, "look"
     episode = Episode(ending=text)
     policy.observe(text)
-    with _seeded(seed):
+    with _seeded(derive_seed(seed, text)):
         while not position.won and len(episode.steps) < max_steps:
             action = _act(policy, game, position, text, last)
             if action is None:
                 break
+            if random.random() < detours:
+                action = random.choice([c for c in position.admissible if c.startswith(HARMLESS)])
             explorative = action.startswith("go to ") and _searching(policy)
             episode.steps.append(
                 ExpertStep(text, action, explorative, _subgoal(policy), position.admissible)

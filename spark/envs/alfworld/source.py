@@ -83,20 +83,31 @@ class AlfworldSource:
         kind: Literal["handcoded", "planner"] = "handcoded",
         max_steps: int = 50,
         seed: int = 0,
+        detours: float = 0.0,
     ) -> Episode:
-        """Return an expert's episode; "handcoded" explores, "planner" knows the whole state."""
+        """Return an expert's episode; "handcoded" explores, "planner" knows the whole state.
+
+        `detours` is the probability that a step of the handcoded expert is one at random.
+        """
         if kind == "planner":
             return planned(self.game(task), max_steps=max_steps)
-        return handcoded(self.game(task), max_steps=max_steps, seed=seed)
+        return handcoded(self.game(task), max_steps=max_steps, seed=seed, detours=detours)
 
     def experts(
-        self, tasks: Sequence[str], *, workers: int = 2, max_steps: int = 50, seed: int = 0
+        self,
+        tasks: Sequence[str],
+        *,
+        workers: int = 2,
+        max_steps: int = 50,
+        seed: int = 0,
+        detours: float = 0.0,
     ) -> Iterator[Episode]:
         """Yield the handcoded expert's episodes on `tasks`, in order, made in `workers` processes.
 
         A script that calls this needs the usual `if __name__ == "__main__":`.
         """
-        yield from self._map(partial(self.expert, max_steps=max_steps, seed=seed), tasks, workers)
+        play = partial(self.expert, max_steps=max_steps, seed=seed, detours=detours)
+        yield from self._map(play, tasks, workers)
 
     def prepare(self, tasks: Sequence[str], *, workers: int = 2) -> None:
         """Fill the cache on disk for `tasks` in `workers` processes, so that they load at once.
