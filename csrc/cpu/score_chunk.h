@@ -180,6 +180,7 @@ inline F weight(const Slice<T>& chunk, int64_t vector, int64_t start, const Powe
                 const Cut& cut) {
   const F x = load(chunk, vector), y = power(x);
   const uint32_t kept = cut.keeps(x, start + vector * kLanes);
+  if (kept == 0) return Simd::set(0.0f);
   const uint32_t some = Simd::at_least(y, Simd::set(kFloor));
   return Simd::pick(kept & some, exp2_clamped(clamp(y)), Simd::set(0.0f));
 }

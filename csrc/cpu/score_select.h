@@ -75,19 +75,17 @@ float kept_bound(const Base<T>& base, const Filter& filter) {
   return bound;
 }
 
-// Calls visit(logits, weights, first token, bits) for each vector with a logit of at least `bound`.
+// Calls visit(logits, first token, bits) for each vector with a logit of at least `bound`.
 template <typename T, typename Visit>
 void visit_above(const Base<T>& base, float bound, Visit visit) {
   const F limit = Simd::set(bound);
-  const Power power = base.power();
   for (size_t c = 0; c < base.parts.size(); ++c) {
     if (!(base.parts[c].max >= bound)) continue;
     const Slice<T> chunk = base.row.chunk(c);
     for (int64_t v = 0; v < chunk.vectors(); ++v) {
       const F x = load(chunk, v);
       const uint32_t bits = Simd::at_least(x, limit);
-      if (bits == 0) continue;
-      visit(x, exp2_clamped(clamp(power(x))), c * kChunk + v * kLanes, bits);
+      if (bits != 0) visit(x, c * kChunk + v * kLanes, bits);
     }
   }
 }
@@ -104,11 +102,18 @@ struct Histogram {
     const double range = std::min(double(max) - double(bound), 60.0 / temperature_scale);
     scale = Simd::set(static_cast<float>(kSize / std::max(range, 1e-30)));
   }
-  void buckets(F x, int32_t* out) const {
-    const F at = Simd::mul(Simd::sub(high, x), scale);
+  // Whole numbers are the first points of buckets.
+  F place(F x) const {
     // a negated maximum: Simd has no minimum
     const F zero = Simd::set(0.0f), last = Simd::set(1.0f - kSize);
-    Simd::store(out, Simd::sub(zero, Simd::max(Simd::sub(zero, at), last)));
+    const F at = Simd::mul(Simd::sub(high, x), scale);
+    return Simd::sub(zero, Simd::max(Simd::sub(zero, at), last));
+  }
+  // Bits of the lanes that lie in one bucket.
+  uint32_t inside(F x, int bucket) const {
+    const F at = place(x);
+    const uint32_t later = Simd::at_least(at, Simd::set(bucket + 1.0f));
+    return Simd::at_least(at, Simd::set(static_cast<float>(bucket))) & ~later;
   }
 };
 
@@ -135,13 +140,13 @@ template <typename T>
 Cut find_cut(const Base<T>& base, const Filter& filter, float bound) {
   const int64_t most = filter.top_k > 0 ? filter.top_k : std::numeric_limits<int64_t>::max();
   const double enough = filter.top_p < 1.0 ? filter.top_p * base.total : kInf;
-  thread_local std::vector<Candidate> members;
+  const Power power = base.power();
   Histogram histogram(base.max, bound, base.scale);
-  visit_above(base, bound, [&](F x, F w, int64_t, uint32_t bits) {
+  visit_above(base, bound, [&](F x, int64_t, uint32_t bits) {
     int32_t bucket[kLanes];
     float weight[kLanes];
-    histogram.buckets(x, bucket);
-    Simd::store(weight, w);
+    Simd::store(bucket, histogram.place(x));
+    Simd::store(weight, exp2_clamped(clamp(power(x))));
     for (; bits != 0; bits &= bits - 1) {
       const int lane = std::countr_zero(bits);
       ++histogram.count[bucket[lane]];
@@ -156,16 +161,17 @@ Cut find_cut(const Base<T>& base, const Filter& filter, float bound) {
     mass += histogram.mass[at];
     if (++at == Histogram::kSize) return {bound};
   }
+  thread_local std::vector<Candidate> members;
   members.clear();
-  visit_above(base, bound, [&](F x, F w, int64_t start, uint32_t bits) {
-    int32_t bucket[kLanes];
+  visit_above(base, bound, [&](F x, int64_t start, uint32_t bits) {
+    bits &= histogram.inside(x, at);
+    if (bits == 0) return;
     float logit[kLanes], weight[kLanes];
-    histogram.buckets(x, bucket);
     Simd::store(logit, x);
-    Simd::store(weight, w);
+    Simd::store(weight, exp2_clamped(clamp(power(x))));
     for (; bits != 0; bits &= bits - 1) {
       const int lane = std::countr_zero(bits);
-      if (bucket[lane] == at) members.push_back({logit[lane], weight[lane], start + lane});
+      members.push_back({logit[lane], weight[lane], start + lane});
     }
   });
   return walk(members, count, mass, most, enough);
