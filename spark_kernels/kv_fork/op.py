@@ -10,6 +10,8 @@ from torch import Tensor
 from spark_kernels import _load
 from spark_kernels.kv_fork.reference import kv_fork_reference
 
+COMPILED = frozenset(device for device in ("cpu", "cuda") if _load.has("kv_fork", device))
+
 
 def kv_fork(
     buffers: list[Tensor], pairs: Tensor | Sequence[Sequence[int]], layout: str = "HND"
@@ -41,7 +43,7 @@ def kv_fork(
             raise ValueError("buffers must be contiguous, of one shape and dtype")
     # the kernels read a source once for all its destinations: put those next to each other
     table = torch.tensor(sorted(triples)).to(first.device, non_blocking=True)
-    if _load.has("kv_fork", first.device.type):
+    if first.device.type in COMPILED:
         torch.ops.spark.kv_fork(buffers, table, layout == "NHD")
     else:
         kv_fork_reference(buffers, table, layout)
@@ -64,5 +66,5 @@ def check_pairs(triples: Sequence[Sequence[int]], num_blocks: int, block_size: i
         raise ValueError(f"pairs: block {min(clash)} is both a source and a destination")
 
 
-if _load.has("kv_fork", "cpu"):
+if "cpu" in COMPILED:
     torch.library.register_fake("spark::kv_fork", lambda *_: None)

@@ -9,6 +9,9 @@ from spark_kernels import _load
 from spark_kernels._C import Plan
 from spark_kernels.tree_attention.reference import tree_attention_reference
 
+# devices with a compiled kernel; found once, so that torch.compile sees a constant
+COMPILED = frozenset(device for device in ("cpu", "cuda") if _load.has("tree_attention", device))
+
 
 def plan_tensor(plan: Plan) -> Tensor:
     """Return the int32 words of `plan` as a tensor that shares its memory."""
@@ -51,20 +54,26 @@ def tree_attention(
         out: [T, num_heads, head_dim] to write the result to.
 
     Raises:
-        RuntimeError: shapes, dtypes or the plan do not fit; nothing was written.
+        ValueError: shapes, dtypes or the plan do not fit; nothing was written.
     """
     if out is None:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    if not _load.has("tree_attention", q.device.type):
+    if q.device.type not in COMPILED:
         whole = Plan(plan.tolist()) if isinstance(plan, Tensor) else plan
         result = tree_attention_reference(
             q, k, v, k_cache, v_cache, whole, scale=scale, window=window, softcap=softcap
         )
         return out.copy_(result)
     words = plan if isinstance(plan, Tensor) else plan_tensor(plan)
-    torch.ops.spark.tree_attention(q, k, v, k_cache, v_cache, words, scale, window, softcap, out)
+    try:
+        torch.ops.spark.tree_attention(
+            q, k, v, k_cache, v_cache, words, scale, window, softcap, out
+        )
+    except RuntimeError as error:
+        # drop the place in the C++ source
+        raise ValueError(str(error).splitlines()[0].rpartition("tree_attention: ")[2]) from error
     return out
 
 
-if _load.has("tree_attention", "cpu"):
+if "cpu" in COMPILED:
     torch.library.register_fake("spark::tree_attention", lambda *_: None)
