@@ -27,8 +27,6 @@ from spark.train.loss import policy_loss
 from spark.train.pack import Row, pack
 from spark.train.trainer import TreeTrainer, training_arguments
 
-GAMES_SEED = 10_000
-"""Added to the recipe's seed, so that the training games are not those of the cold start."""
 MOST_STEPS = 1_000_000
 
 
@@ -122,9 +120,7 @@ class ArmRun:
         started = time.perf_counter()
         session, train = self._session, self.recipe.train
         session.publish(full_state(self.model), self.step)
-        games = session.source.tasks(
-            "train", self.recipe.env.train_games, GAMES_SEED + self.recipe.seed
-        )
+        games = session.train_games()
         first = self.step * train.games_per_step
         tasks = [games[(first + k) % len(games)] for k in range(train.games_per_step)]
         before = session.engine.stats()

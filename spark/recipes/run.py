@@ -65,6 +65,7 @@ class _Experiment:
         model, tokenizer = load_policy(self.recipe.model)
         tokenizer.save_pretrained(self.journal.folder / "tokenizer")
         with Session(self.recipe, model, tokenizer) as session:
+            session.prepare()
             self._evaluate_start(session)
             for arm in self.recipe.arms:
                 self._run_arm(arm, session, model, tokenizer)

@@ -30,6 +30,10 @@ def make_source(config: EnvConfig) -> EnvSource:
     return kind(scenes=config.scenes, idle_commands=False)
 
 
+GAMES_SEED = 10_000
+"""Added to the recipe's seed, so that the training games are not those of the cold start."""
+
+
 class Session:
     """Rolls out the tasks of a recipe with one policy; use it as a context manager."""
 
@@ -84,6 +88,25 @@ class Session:
         """Give the engine the weights `state`."""
         self._runner.run(self.engine.update_weights(state, version))
 
+    def prepare(self) -> None:
+        """Make all games of the recipe in all processes the source can use, where it can."""
+        prepare = getattr(self.source, "prepare", None)
+        if prepare is not None:
+            splits = self.recipe.eval.games
+            prepare([*self.train_games(), *(t for split in splits for t in self.eval_games(split))])
+
+    def train_games(self) -> Sequence[str]:
+        """Return the tasks that the arms train on."""
+        recipe = self.recipe
+        return self.source.tasks("train", recipe.env.train_games, GAMES_SEED + recipe.seed)
+
+    def eval_games(self, split: str) -> Sequence[str]:
+        """Return the fixed evaluation tasks of `split`. Raises ValueError when there are none."""
+        games = self.recipe.eval.games
+        if not games.get(split):
+            raise ValueError(f"split {split!r} has no games; eval.games has {', '.join(games)}")
+        return self.source.tasks(split, games[split], self.recipe.eval.seed)
+
     def evaluate(self, split: str) -> float:
         """Return the success rate on the fixed evaluation set of `split`."""
         wins = self.evaluate_games(split)
@@ -92,15 +115,15 @@ class Session:
     def evaluate_games(self, split: str) -> list[bool]:
         """Return game by game whether the policy solved it."""
         config = self.recipe.eval
-        games = config.games.get(split)
-        if not games:
-            known = ", ".join(config.games)
-            raise ValueError(f"split {split!r} has no evaluation games; eval.games has {known}")
         one_each = replace(
             self.recipe.rollout, rule="none", leaves=1, roots=1, temperature=config.temperature
         )
-        tasks = self.source.tasks(split, games, config.seed)
-        trees = self.rollout(tasks, one_each, derive_seed("evaluate", split, config.seed))
+        seed = derive_seed("evaluate", split, config.seed)
+        trees = self.rollout(self.eval_games(split), one_each, seed)
+        if errors := [error for tree in trees for error in tree.info["errors"]]:
+            raise RuntimeError(
+                f"{len(errors)} of {len(trees)} evaluation games failed; {errors[0]['error']}"
+            )
         return [any(leaf["won"] for leaf in tree.info["leaves"]) for tree in trees]
 
 
