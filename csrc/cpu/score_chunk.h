@@ -94,15 +94,6 @@ struct Power {
 // The operand order of max lets a NaN through.
 inline F clamp(F y) { return Simd::max(Simd::set(kFloor), y); }
 
-inline float sum(F v) {
-  float lane[kLanes];
-  Simd::store(lane, v);
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
-  }
-  return lane[0];
-}
-
 // Largest logit; may be NaN if one is, and is not -inf then.
 template <bool kMasked, typename T>
 float largest(const Slice<T>& row) {
@@ -138,6 +129,7 @@ Sums sums(const Slice<T>& row, const Power& power) {
   const int64_t end = row.vectors();
   for (int64_t v = 0; v < end;) {
     F s_run = zero, t_run = zero, q_run = zero;
+#pragma GCC unroll 4
     for (const int64_t stop = std::min(v + kRun, end); v < stop; ++v) {
       // the chunks to come arrive while this one is being summed
       __builtin_prefetch(row.x + v * kLanes + 2 * kChunk);
@@ -155,7 +147,8 @@ Sums sums(const Slice<T>& row, const Power& power) {
     q = Simd::add(q, q_run);
   }
   const double nats = power.nats;
-  return {sum(s), static_cast<float>(nats * sum(t)), static_cast<float>(nats * nats * sum(q))};
+  return {Simd::sum(s), static_cast<float>(nats * Simd::sum(t)),
+          static_cast<float>(nats * nats * Simd::sum(q))};
 }
 
 // The last token kept in the order (logit falling, token rising).
@@ -194,7 +187,7 @@ double kept_mass(const Slice<T>& chunk, int64_t start, const Power& power, const
     for (const int64_t stop = std::min(v + kRun, chunk.vectors()); v < stop; ++v) {
       run = Simd::add(run, weight(chunk, v, start, power, cut));
     }
-    total += sum(run);
+    total += Simd::sum(run);
   }
   return total;
 }
@@ -214,7 +207,7 @@ int64_t draw(const Slice<T>& chunk, int64_t start, const Power& power, const Cut
       Simd::store(w + v * kLanes, one);
       group = Simd::add(group, one);
     }
-    groups[g] = sum(group);
+    groups[g] = Simd::sum(group);
     total += groups[g];
   }
   double target = fraction * total;

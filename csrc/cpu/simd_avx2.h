@@ -33,6 +33,13 @@ struct Simd {
     return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
   }
   static F max(F a, F b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
+  // halves added: the order of additions is part of the result
+  static float sum(__m256 v) {
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+  }
+  static float sum(F v) { return sum(_mm256_add_ps(v.lo, v.hi)); }
   static uint32_t at_least(F v, F bound) {
     const int lo = _mm256_movemask_ps(_mm256_cmp_ps(v.lo, bound.lo, _CMP_GE_OQ));
     const int hi = _mm256_movemask_ps(_mm256_cmp_ps(v.hi, bound.hi, _CMP_GE_OQ));

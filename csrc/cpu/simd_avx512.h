@@ -22,6 +22,15 @@ struct Simd {
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static F max(F a, F b) { return _mm512_max_ps(a, b); }
+  // halves added: the order of additions is part of the result
+  static float sum(__m256 v) {
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+  }
+  static float sum(F v) {
+    return sum(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)));
+  }
   static uint32_t at_least(F v, F bound) { return _mm512_cmp_ps_mask(v, bound, _CMP_GE_OQ); }
   static F pick(uint32_t bits, F yes, F no) {
     return _mm512_mask_blend_ps(static_cast<__mmask16>(bits), no, yes);

@@ -51,6 +51,13 @@ struct Simd {
   static F max(const F& a, const F& b) {
     return each([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
   }
+  // lane i + lane i + 8, of these i + i + 4, and so on
+  static float sum(F v) {
+    for (int width = 8; width > 0; width /= 2) {
+      for (int i = 0; i < width; ++i) v.lane[i] += v.lane[i + width];
+    }
+    return v.lane[0];
+  }
   // bit i = lane i of v is >= that of bound
   static uint32_t at_least(const F& v, const F& bound) {
     uint32_t bits = 0;
