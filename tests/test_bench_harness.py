@@ -1,0 +1,88 @@
+"""The benchmark tools: wrong results are not timed, results are files, tables come from them."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import results
+from benchmarks.harness import Case, Timing, compare, interleave
+
+
+def case(**changes: object) -> Case:
+    values = {
+        "op": "copy",
+        "case": {"n": 8, "dtype": "float32"},
+        "metric": "time",
+        "unit": "ms",
+        "ours": Timing(2.0, 1.0, 3.0, 5),
+        "baselines": {"torch": Timing(8.0, 7.0, 9.0, 5)},
+        "ratio": {"torch": 4.0},
+    }
+    return Case(**values | changes)
+
+
+def test_variants_take_turns() -> None:
+    order: list[str] = []
+    times = interleave(
+        {name: (lambda n=name: (order.append(n), time.sleep(0.002))) for name in "ab"},
+        rounds=4,
+        warmup=0,
+    )
+    # one call each to find the repeats, then a round is one measurement of each
+    assert order == ["a", "b"] + ["a", "b"] * 4
+    assert times["a"].n == 4 and times["a"].min <= times["a"].median <= times["a"].max
+    assert times["a"].min >= 0.002
+
+
+def test_a_wrong_result_is_not_timed() -> None:
+    called: list[int] = []
+    with pytest.raises(AssertionError, match="wrong"):
+        compare(
+            op="copy",
+            case={},
+            ours=lambda: called.append(1),
+            baselines={},
+            correct=lambda: False,
+        )
+    assert not called
+
+
+@pytest.mark.parametrize(("asked", "met"), [(2.0, True), (1e6, False)])
+def test_targets_are_judged(asked: float, met: bool) -> None:
+    found = compare(
+        op="sleep",
+        case={"ms": 1},
+        ours=lambda: time.sleep(0.001),
+        baselines={"slow": lambda: time.sleep(0.004)},
+        correct=lambda: True,
+        floor=0.0005,
+        targets={"slow": asked},
+        rounds=3,
+    )
+    assert found.met is met and found.ratio["slow"] > 2
+    assert found.floor == pytest.approx(0.5) and 0.1 < found.fraction_of_floor < 0.5
+
+
+def test_rates_swap_the_extremes() -> None:
+    assert Timing(2.0, 1.0, 4.0, 3).rate(8) == Timing(4.0, 2.0, 8.0, 3)
+
+
+def test_results_and_tables(tmp_path: Path) -> None:
+    missed = case(target={"torch": 5.0}, met=False, fraction_of_floor=0.5, floor=1.0)
+    path = results.write("copy", [case(), missed], "python -m benchmarks", tmp_path)
+    data = json.loads(path.read_text())
+    assert data["schema"] == 1 and data["suite"] == "copy" and len(data["cases"]) == 2
+    assert set(data) == {"schema", "suite", "git", "machine", "versions", "command", "cases"}
+    assert data["cases"][0]["ours"] == {"median": 2.0, "min": 1.0, "max": 3.0, "n": 5}
+
+    page = tmp_path / "README.md"
+    page.write_text("a\n<!-- benchmark:copy -->\nold\n<!-- /benchmark -->\nb\n")
+    for _ in range(2):
+        assert results.update_tables(page, tmp_path) == ["copy"]
+    text = page.read_text()
+    assert text.startswith("a\n") and text.endswith("-->\nb\n") and "old" not in text
+    assert "| copy | n=8 dtype=float32 | 2 ms | 4.00x torch | 50% | 5x torch: MISSED |" in text
