@@ -62,7 +62,14 @@ class CMakeBuild(build_ext):
         """For an editable install, bring the operator libraries along with the extension."""
         super().copy_extensions_to_source()
         built = Path(self.build_lib) / "spark_kernels" / "lib"
-        shutil.copytree(built, ROOT / "spark_kernels" / "lib", dirs_exist_ok=True)
+        target = ROOT / "spark_kernels" / "lib"
+        shutil.copytree(built, target, copy_function=replace, dirs_exist_ok=True)
+
+
+def replace(source: str, target: str) -> str:
+    """Copy a file to a fresh inode: a process that has the old library loaded keeps it."""
+    Path(target).unlink(missing_ok=True)
+    return shutil.copy2(source, target)
 
 
 setup(ext_modules=[Extension("spark_kernels._C", [])], cmdclass={"build_ext": CMakeBuild})
