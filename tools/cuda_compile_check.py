@@ -37,7 +37,7 @@ class Compiled:
 def compile_one(source: Path, architecture: str) -> Compiled:
     """Compile one source; nothing is kept."""
     with tempfile.TemporaryDirectory() as folder:
-        command = ["nvcc", "-std=c++20", "-O3", "-I", str(ROOT / "csrc/include")]
+        command = ["nvcc", "-std=c++17", "-O3", "-I", str(ROOT / "csrc/include")]
         command += [f"-gencode=arch=compute_{architecture},code=sm_{architecture}", "-cubin"]
         command += ["-Xptxas=-v,-warn-spills", "-o", str(Path(folder) / "out"), str(source)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
