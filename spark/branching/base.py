@@ -70,6 +70,10 @@ class Budget(Protocol):
         """Reserve and return up to `wanted` additional leaves (0 = do not branch)."""
         ...
 
+    def close(self) -> None:
+        """Grant nothing more: what is left is for trajectories that start anew."""
+        ...
+
     def expired(self) -> bool:
         """Return True when the time is up and trajectories must end."""
         ...

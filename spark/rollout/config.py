@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from spark.branching import RULES, TreeBudget
-from spark.branching.base import BranchAt, BranchRule
+from spark.branching.base import BranchAt, BranchRule, Budget
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -69,7 +69,8 @@ class RolloutConfig:
     invalid_limit: int | None = None
     """End an episode at this many inadmissible commands; None = never."""
     step_seconds: float = 300.0
-    """Time limit of one call of an environment that works asynchronously."""
+    """Time limit of one call of an environment that answers asynchronously, as pools do; one that
+    runs in this process cannot be interrupted."""
 
     def __post_init__(self) -> None:
         for name in ("leaves", "roots", "horizon", "max_tokens"):
@@ -106,7 +107,7 @@ class RolloutConfig:
         shared = [field.name for field in fields(rule) if field.name in known]
         return rule(**{name: getattr(self, name) for name in shared})
 
-    def make_budget(self) -> TreeBudget:
+    def make_budget(self) -> Budget:
         """Build the budget of one tree."""
         paced = self.pacing == "paced"
         even_share = -(-(self.leaves - self.start) // self.start)

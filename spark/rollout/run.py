@@ -11,6 +11,7 @@ from spark.branching.base import BranchAt, State
 from spark.core import Node, Tree
 from spark.engines.base import ContextError, Engine, SamplingParams
 from spark.envs.base import Env, EnvSource
+from spark.rollout.ask import ask, text_of
 from spark.rollout.chat import ACTION_CLOSE, Chat, command_of
 from spark.rollout.config import RolloutConfig
 from spark.rollout.constraint import ActionTrie
@@ -51,9 +52,11 @@ class TreeRun:
         seq: int | None = None
         try:
             env = self.source.make()
-            observation, info = await self._call(env, "reset", self.task, self.seed)
+            observation, info = await ask(
+                env, "reset", self.task, self.seed, seconds=self.config.step_seconds
+            )
             prompt = Node(parent=None, turn=-1)
-            add_given(prompt, self.chat.prompt(_text(observation)))
+            add_given(prompt, self.chat.prompt(text_of(observation)))
             self.record.add(prompt, -1, ())
             seq = await self.engine.open(prompt.tokens)
             first = Trajectory(
@@ -117,7 +120,8 @@ class TreeRun:
         end = await self._act(t)
         if end is not None:
             return end
-        if self.config.branch_at == "next":
+        # a trajectory whose budget is spent ends here, and what has ended does not branch
+        if self.config.branch_at == "next" and self._spent(t) is None:
             await self._branch(t, "next")
         t.next_turn()
         self.turnstile.move(t, t.turn, t.lineage)
@@ -174,8 +178,9 @@ class TreeRun:
         node.invalid = command is None or (t.admissible is not None and command not in t.admissible)
         t.invalid += node.invalid
         if command is not None:
-            answer = await self._call(t.env, "step", command)
-            observation, reward, terminated, truncated, info = answer
+            answer = await ask(t.env, "step", command, seconds=self.config.step_seconds)
+            said, reward, terminated, truncated, info = answer
+            observation = text_of(said)
             t.steps += 1
             self.record.account.env_steps += 1
             node.reward = float(reward)
@@ -188,7 +193,7 @@ class TreeRun:
             return "invalid"
         if t.turn + 1 >= self.config.horizon:
             return "horizon"
-        reply = self.chat.reply(_text(observation), after=t.decision)
+        reply = self.chat.reply(observation, after=t.decision)
         try:
             await self.engine.extend(t.seq, reply)
         except ContextError:
@@ -248,7 +253,7 @@ class TreeRun:
         tip = self.engine.length(t.seq)
         try:
             for _ in range(count):
-                envs.append(await self._call(t.env, "fork"))
+                envs.append(await ask(t.env, "fork", seconds=self.config.step_seconds))
             seqs = await self.engine.fork(
                 t.seq, count, at=tip - len(t.decision) if at == "flagged" else None
             )
@@ -267,17 +272,6 @@ class TreeRun:
         self.record.failed(error, turn, lineage, node)
         self.notify("error", 1)
 
-    async def _call(self, env: Env, name: str, *args: Any) -> Any:
-        """Call a method of `env`; its `<name>_async` form, if there is one, has a time limit."""
-        slow = getattr(env, f"{name}_async", None)
-        if slow is None:
-            return getattr(env, name)(*args)
-        try:
-            return await asyncio.wait_for(slow(*args), self.config.step_seconds)
-        except TimeoutError as error:
-            limit = self.config.step_seconds
-            raise TimeoutError(f"the environment's {name} took over {limit} s") from error
-
     async def _free(self, env: Env | None, seq: int | None) -> None:
         """Release and close; a failure to do so is recorded like any other."""
         try:
@@ -289,11 +283,3 @@ class TreeRun:
                     env.close()
         except Exception as error:
             self._failed(error, -1, (), 0)
-
-
-def _text(observation: Any) -> str:
-    """Return `observation`, which must be text."""
-    if not isinstance(observation, str):
-        kind = type(observation).__name__
-        raise TypeError(f"the environment returned {kind} as its observation, not text")
-    return observation

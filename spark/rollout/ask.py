@@ -1,0 +1,30 @@
+"""Questions to environments that may answer later, too late, or not in text."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from spark.envs.base import Env
+
+
+async def ask(env: Env, name: str, *args: Any, seconds: float) -> Any:
+    """Call a method of `env`; its `<name>_async` form, where there is one, gets a time limit.
+
+    Raises TimeoutError after `seconds`; a call without that form cannot be interrupted.
+    """
+    slow = getattr(env, f"{name}_async", None)
+    if slow is None:
+        return getattr(env, name)(*args)
+    try:
+        return await asyncio.wait_for(slow(*args), seconds)
+    except TimeoutError as error:
+        raise TimeoutError(f"the environment's {name} took over {seconds} s") from error
+
+
+def text_of(observation: Any) -> str:
+    """Return `observation`, which must be text. Raises TypeError otherwise."""
+    if not isinstance(observation, str):
+        kind = type(observation).__name__
+        raise TypeError(f"the environment returned {kind} as its observation, not text")
+    return observation
