@@ -198,17 +198,17 @@ class ArmRun:
 
     def _write_train_metrics(self, seconds: float) -> None:
         tokens = max(1.0, self._sums.get("tokens", 0.0))
-        self._journal.add_metrics(
-            arm=self.arm,
-            step=self.step,
-            phase="train",
-            loss=self._sums.get("loss", 0.0) / self.recipe.train.minibatches,
-            kl=self._sums.get("kl", 0.0) / tokens,
-            clip_ratio=self._sums.get("clipped", 0.0) / tokens,
-            logprob_mismatch=self._sums.get("mismatch", 0.0) / tokens,
-            trained_tokens=self.account.trained_tokens,
-            train_s=seconds,
-        )
+        values = {
+            "loss": self._sums.get("loss", 0.0) / self.recipe.train.minibatches,
+            "kl": self._sums.get("kl", 0.0) / tokens,
+            "clip_ratio": self._sums.get("clipped", 0.0) / tokens,
+            "logprob_mismatch": self._sums.get("mismatch", 0.0) / tokens,
+            "trained_tokens": self.account.trained_tokens,
+            "train_s": seconds,
+        }
+        self._journal.add_metrics(arm=self.arm, step=self.step, phase="train", **values)
+        # for the loggers of `report_to`
+        self._trainer.log(values)
 
 
 class _StepEnd(TrainerCallback):
