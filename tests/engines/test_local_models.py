@@ -98,6 +98,27 @@ def test_update_weights_changes_what_is_sampled() -> None:
     asyncio.run(main())
 
 
+def test_lora_layers_run_and_follow_their_weights() -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    model = peft.get_peft_model(copy_of("qwen3"), config).eval()
+    ids = torch.tensor([prompt(9)])
+
+    def want() -> list[int]:
+        mask = torch.ones_like(ids)
+        out = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=10, do_sample=False)
+        return out[0, 9:].tolist()
+
+    engine = LocalEngine(model, num_blocks=16)
+    first = asyncio.run(run(engine, prompt(9))).tokens
+    assert first == want() != greedy("qwen3", prompt(9), 10)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.mul_(-3)
+    assert asyncio.run(run(engine, prompt(9))).tokens == want() != first
+
+
 def test_the_module_keeps_its_own_attention() -> None:
     model = copy_of("qwen3")
     ids = torch.tensor([prompt(20)])

@@ -189,10 +189,6 @@ class LocalEngine:
         """Return the number of tokens of `seq`."""
         return len(self._known(seq).tokens)
 
-    def tokens(self, seq: int) -> list[int]:
-        """Return a copy of the tokens of `seq`."""
-        return list(self._known(seq).tokens)
-
     def stats(self) -> dict[str, int]:
         """Return the counters; see `spark.engines.base.Engine.stats`."""
         return self._core.stats()
