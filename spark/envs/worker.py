@@ -90,7 +90,11 @@ class Worker:
         if not self._line.poll(START_SECONDS):
             self.kill()
             raise EnvError(f"a worker process did not start within {START_SECONDS} s")
-        self._line.recv()
+        try:
+            self._line.recv()
+        except (EOFError, OSError) as error:
+            self.kill()
+            raise WorkerLost from error
         return self._line
 
 

@@ -50,7 +50,7 @@ def pooled(kill_after: int | None = None) -> tuple[list[Tree], list[int]]:
 
 def test_trees_are_those_of_environments_in_this_process() -> None:
     expected = roll(CONFIG)
-    for kill_after in (None, 12):
+    for kill_after in (None, 2, 12):
         trees, pids = pooled(kill_after)
         assert [tree.nodes for tree in trees] == [tree.nodes for tree in expected]
         assert sum(tree.info["forks"] for tree in trees) > 0
