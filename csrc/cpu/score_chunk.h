@@ -192,37 +192,51 @@ double kept_mass(const Slice<T>& chunk, int64_t start, const Power& power, const
   return total;
 }
 
-// The token of a chunk at which the running sum of kept weights passes `fraction` of their total.
+// Steps over `sums` while the target lies past them; the last is never passed.
+inline int64_t step_over(const float* sums, int64_t count, double& target) {
+  int64_t i = 0;
+  while (i + 1 < count && target >= sums[i]) target -= sums[i++];
+  return i;
+}
+
+// The token of a chunk at which the running sum of kept weights passes `fraction` of their total:
+// first its group of vectors is found, then its vector, then its lane.
 template <typename T>
 int64_t draw(const Slice<T>& chunk, int64_t start, const Power& power, const Cut& cut,
              double fraction) {
-  constexpr int64_t kGroup = 8, kGroups = kChunk / kLanes / kGroup;
-  float w[kChunk], groups[kGroups] = {};
-  const int64_t vectors = chunk.vectors();
+  constexpr int64_t kGroup = 8;
+  const int64_t vectors = chunk.vectors(), groups = (vectors + kGroup - 1) / kGroup;
+  float group_sums[kChunk / kLanes / kGroup], sums[kGroup], w[kGroup * kLanes];
   double total = 0.0;
-  for (int64_t v = 0, g = 0; v < vectors; ++g) {
+  int64_t last = 0;
+  for (int64_t g = 0; g < groups; ++g) {
     F group = Simd::set(0.0f);
-    for (const int64_t stop = std::min(v + kGroup, vectors); v < stop; ++v) {
-      const F one = weight(chunk, v, start, power, cut);
-      Simd::store(w + v * kLanes, one);
-      group = Simd::add(group, one);
+    for (int64_t v = g * kGroup; v < std::min((g + 1) * kGroup, vectors); ++v) {
+      group = Simd::add(group, weight(chunk, v, start, power, cut));
     }
-    groups[g] = Simd::sum(group);
-    total += groups[g];
+    group_sums[g] = Simd::sum(group);
+    total += group_sums[g];
+    if (group_sums[g] > 0.0f) last = g;
   }
   double target = fraction * total;
-  int64_t g = 0;
-  while (g + 1 < kGroups && target >= groups[g]) target -= groups[g++];
+  const int64_t first = kGroup * step_over(group_sums, last + 1, target);
+  const int64_t count = std::min(kGroup, vectors - first);
+  for (int64_t v = 0; v < count; ++v) {
+    const F one = weight(chunk, first + v, start, power, cut);
+    Simd::store(w + v * kLanes, one);
+    sums[v] = Simd::sum(one);
+  }
+  int64_t lane = kLanes * step_over(sums, count, target);
   // rounding may leave the target past the end: then the last token with a weight is drawn
   int64_t token = -1;
-  for (int64_t i = g * kGroup * kLanes; i < vectors * kLanes; ++i) {
-    if (w[i] == 0.0f) continue;
-    token = i;
-    if (target < w[i]) break;
-    target -= w[i];
+  for (; lane < count * kLanes; ++lane) {
+    if (w[lane] == 0.0f) continue;
+    token = lane;
+    if (target < w[lane]) break;
+    target -= w[lane];
   }
-  for (int64_t i = vectors * kLanes - 1; token < 0 && i >= 0; --i) token = w[i] > 0.0f ? i : -1;
-  return start + token;
+  for (lane = count * kLanes - 1; token < 0; --lane) token = w[lane] > 0.0f ? lane : -1;
+  return start + first * kLanes + token;
 }
 
 }  // namespace
