@@ -31,7 +31,7 @@ ACTIONS = st.tuples(
 
 
 @pytest.mark.parametrize("family", ["qwen3", "mistral"])
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(
     opened=st.lists(st.integers(1, 30), min_size=3, max_size=6),
     rounds=st.lists(st.lists(ACTIONS, min_size=3, max_size=8), min_size=2, max_size=6),
