@@ -1,5 +1,6 @@
 // One launch for all layers: a thread reads its part of a source block once and writes it to all
-// destinations. Block pointers travel as a kernel parameter, so nothing is copied to the device.
+// destinations. Pointers and pairs travel as kernel parameters, so nothing is copied to the device
+// and the host never waits.
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -10,10 +11,20 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kUnitsPerThread = 2;
+// of one launch; the parameters of a kernel must fit 4 KiB
 constexpr int kMaxBuffers = 256;
+constexpr int kMaxPairs = 128;
 
-struct Buffers {
-  void* data[kMaxBuffers];
+struct Pair {
+  int32_t source;
+  int32_t destination;
+  int32_t used;
+};
+
+struct Work {
+  void* buffers[kMaxBuffers];
+  Pair pairs[kMaxPairs];
+  int32_t num_pairs;
 };
 
 // Sizes in units of type U.
@@ -26,12 +37,15 @@ struct Shape {
 // grid: (pair, part of a block, buffer); the first pair of a source serves all of them
 template <typename U>
 __global__ void __launch_bounds__(kThreads)
-    fork_blocks(const __grid_constant__ Buffers buffers, Shape shape,
-                const int64_t* __restrict__ pairs, int64_t num_pairs) {
-  const int64_t first = blockIdx.x, source = pairs[3 * first];
-  if (first > 0 && pairs[3 * (first - 1)] == source) return;
-  U* const base = static_cast<U*>(buffers.data[blockIdx.z]);
+    fork_blocks(const __grid_constant__ Work work, const Shape shape) {
+  const int first = blockIdx.x, source = work.pairs[first].source;
+  if (first > 0 && work.pairs[first - 1].source == source) return;
+  U* const base = static_cast<U*>(work.buffers[blockIdx.z]);
   const int64_t block = shape.block;
+
+  int end = first, most = 0;
+  for (; end < work.num_pairs && work.pairs[end].source == source; ++end)
+    most = max(most, work.pairs[end].used);
 
   U held[kUnitsPerThread];
   int32_t at[kUnitsPerThread], token[kUnitsPerThread];
@@ -39,18 +53,19 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = 0; i < kUnitsPerThread; ++i) {
     at[i] = (blockIdx.y * kUnitsPerThread + i) * kThreads + threadIdx.x;
     token[i] = at[i] < shape.block ? at[i] % shape.run / shape.token : INT32_MAX;
-    // unused slots are read as well: they lie inside the block
-    if (at[i] < shape.block) held[i] = base[source * block + at[i]];
+    if (token[i] < most) held[i] = base[source * block + at[i]];
   }
-  for (int64_t p = first; p < num_pairs && pairs[3 * p] == source; ++p) {
-    U* const to = base + pairs[3 * p + 1] * block;
-    const int64_t used = pairs[3 * p + 2];
+  for (int p = first; p < end; ++p) {
+    U* const to = base + work.pairs[p].destination * block;
+    const int32_t used = work.pairs[p].used;
 #pragma unroll
     for (int i = 0; i < kUnitsPerThread; ++i) {
       if (token[i] < used) to[at[i]] = held[i];
     }
   }
 }
+
+int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 template <typename U>
 cudaError_t launch(const SparkKvFork& a, cudaStream_t stream) {
@@ -60,13 +75,19 @@ cudaError_t launch(const SparkKvFork& a, cudaStream_t stream) {
   const Shape shape{static_cast<int32_t>(block), static_cast<int32_t>(run),
                     static_cast<int32_t>(token)};
   const unsigned parts = static_cast<unsigned>((block + part - 1) / part);
-  for (int64_t begin = 0; begin < a.num_buffers; begin += kMaxBuffers) {
-    Buffers buffers{};
-    unsigned n = 0;
-    for (; n < kMaxBuffers && begin + n < a.num_buffers; ++n)
-      buffers.data[n] = a.buffers[begin + n];
-    const dim3 grid(static_cast<unsigned>(a.num_pairs), parts, n);
-    fork_blocks<U><<<grid, kThreads, 0, stream>>>(buffers, shape, a.pairs, a.num_pairs);
+  for (int64_t pair = 0; pair < a.num_pairs; pair += kMaxPairs) {
+    Work work;
+    work.num_pairs = static_cast<int32_t>(least(kMaxPairs, a.num_pairs - pair));
+    for (int i = 0; i < work.num_pairs; ++i) {
+      const int64_t* from = a.pairs + 3 * (pair + i);
+      work.pairs[i] = {static_cast<int32_t>(from[0]), static_cast<int32_t>(from[1]),
+                       static_cast<int32_t>(from[2])};
+    }
+    for (int64_t buffer = 0; buffer < a.num_buffers; buffer += kMaxBuffers) {
+      const unsigned n = static_cast<unsigned>(least(kMaxBuffers, a.num_buffers - buffer));
+      for (unsigned i = 0; i < n; ++i) work.buffers[i] = a.buffers[buffer + i];
+      fork_blocks<U><<<dim3(work.num_pairs, parts, n), kThreads, 0, stream>>>(work, shape);
+    }
   }
   return cudaGetLastError();
 }

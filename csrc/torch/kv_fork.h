@@ -18,8 +18,8 @@ inline SparkKvFork kv_fork_arguments(const std::vector<torch::stable::Tensor>& b
   using torch::headeronly::ScalarType;
   STD_TORCH_CHECK(!buffers.empty(), "kv_fork: no buffers");
   STD_TORCH_CHECK(pairs.scalar_type() == ScalarType::Long && pairs.dim() == 2 &&
-                      pairs.size(1) == 3 && pairs.is_contiguous(),
-                  "kv_fork: pairs must be contiguous int64 [n, 3]");
+                      pairs.size(1) == 3 && pairs.is_contiguous() && pairs.is_cpu(),
+                  "kv_fork: pairs must be contiguous int64 [n, 3] on the host");
   const torch::stable::Tensor& first = buffers[0];
   STD_TORCH_CHECK(first.dim() == 4, "kv_fork: buffers must have 4 axes");
   for (const torch::stable::Tensor& buffer : buffers) {

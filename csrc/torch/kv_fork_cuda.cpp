@@ -12,7 +12,7 @@ using torch::stable::Tensor;
 void kv_fork(std::vector<Tensor> buffers, Tensor pairs, bool nhd) {
   std::vector<void*> pointers;
   SparkKvFork args = kv_fork_arguments(buffers, pairs, nhd, pointers);
-  const int32_t device = pairs.get_device_index();
+  const int32_t device = buffers[0].get_device_index();
   torch::stable::accelerator::DeviceGuard guard(device);
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));

@@ -33,36 +33,37 @@ def kv_fork(
     """
     if layout not in ("HND", "NHD"):
         raise ValueError(f"layout must be 'HND' or 'NHD', got {layout!r}")
-    triples = pairs.tolist() if isinstance(pairs, Tensor) else pairs
-    if not triples or not buffers:
+    if not len(pairs) or not buffers:
         return
-    first = buffers[0]
-    check_pairs(triples, first.shape[0], first.shape[2 if layout == "HND" else 1])
-    for buffer in buffers:
-        if buffer.shape != first.shape or buffer.dtype != first.dtype or not buffer.is_contiguous():
-            raise ValueError("buffers must be contiguous, of one shape and dtype")
     # the kernels read a source once for all its destinations: put those next to each other
-    table = torch.tensor(sorted(triples)).to(first.device, non_blocking=True)
-    if first.device.type in COMPILED:
+    triples = sorted(pairs.tolist() if isinstance(pairs, Tensor) else pairs)
+    table = torch.tensor(triples)
+    if table.dtype != torch.int64 or table.dim() != 2 or table.shape[1] != 3:
+        raise ValueError("pairs must be int64 [n, 3]: source block, destination block, used tokens")
+    first = buffers[0]
+    if first.dim() != 4:
+        raise ValueError(f"buffers must have 4 axes, got {first.dim()}")
+    check_pairs(triples, first.shape[0], first.shape[2 if layout == "HND" else 1])
+    if first.device.type not in COMPILED:
+        return kv_fork_reference(buffers, table, layout)
+    try:
         torch.ops.spark.kv_fork(buffers, table, layout == "NHD")
-    else:
-        kv_fork_reference(buffers, table, layout)
+    except RuntimeError as error:
+        # drop the place in the C++ source
+        raise ValueError(str(error).splitlines()[0].rpartition("kv_fork: ")[2]) from error
 
 
 def check_pairs(triples: Sequence[Sequence[int]], num_blocks: int, block_size: int) -> None:
     """Raise ValueError unless the triples can be copied in any order."""
-    for triple in triples:
-        if len(triple) != 3 or not all(isinstance(value, int) for value in triple):
-            raise ValueError(f"pairs: each must be 3 int (source, destination, used), got {triple}")
-        source, destination, used = triple
-        if not (0 <= source < num_blocks and 0 <= destination < num_blocks):
-            raise ValueError(f"pairs: blocks {source} -> {destination} not in [0, {num_blocks})")
-        if not 0 <= used <= block_size:
-            raise ValueError(f"pairs: used tokens must be in [0, {block_size}], got {used}")
-    destinations = {triple[1] for triple in triples}
-    if len(destinations) < len(triples):
-        raise ValueError("pairs: two of them have the same destination block")
-    if clash := destinations & {triple[0] for triple in triples}:
+    sources, destinations, used = zip(*triples, strict=True)
+    blocks = (*sources, *destinations)
+    if min(blocks) < 0 or max(blocks) >= num_blocks:
+        raise ValueError(f"pairs: blocks must be in [0, {num_blocks}), got {triples}")
+    if min(used) < 0 or max(used) > block_size:
+        raise ValueError(f"pairs: used tokens must be in [0, {block_size}], got {triples}")
+    if len(set(destinations)) < len(destinations):
+        raise ValueError(f"pairs: two have the same destination block: {triples}")
+    if clash := set(sources) & set(destinations):
         raise ValueError(f"pairs: block {min(clash)} is both a source and a destination")
 
 

@@ -78,12 +78,12 @@ def test_bytes_around_a_view_stay():
         ([(1, 2, 3), (4, 2, 3)], "same destination"),
         ([(1, 2, 3), (2, 5, 3)], "block 2 is both"),
         ([(4, 4, 1)], "block 4 is both"),
-        ([(0, 12, 1)], r"not in \[0, 12\)"),
-        ([(-1, 2, 1)], r"not in \[0, 12\)"),
-        ([(0, 2, 9)], r"used tokens must be in \[0, 8\], got 9"),
+        ([(0, 12, 1)], r"blocks must be in \[0, 12\)"),
+        ([(-1, 2, 1)], r"blocks must be in \[0, 12\)"),
+        ([(0, 2, 9)], r"used tokens must be in \[0, 8\], got \[\(0, 2, 9\)\]"),
         ([(0, 2, -1)], "used tokens"),
-        ([(0, 2)], "3"),
-        ([(0, 2, 1.5)], "int"),
+        ([(0, 2)], r"int64 \[n, 3\]"),
+        ([(0, 2, 1.5)], r"int64 \[n, 3\]"),
     ],
 )
 def test_bad_pairs_change_nothing(pairs, message):

@@ -7,9 +7,9 @@
 // stretch a head, NHD has one. Pairs are [num_pairs, 3] (source block, destination block, tokens),
 // those of one source next to each other. Destinations are distinct and no source is one.
 struct SparkKvFork {
-  void* const* buffers;  // on the host, whatever they point at
+  void* const* buffers;  // the array is on the host, the buffers on the device
   int64_t num_buffers;
-  const int64_t* pairs;  // on the buffers' device
+  const int64_t* pairs;  // on the host
   int64_t num_pairs;
   int64_t runs;
   int64_t tokens;
