@@ -49,8 +49,9 @@ void float_rows(const T* const* from, int n, int64_t head_dim, float* to, const 
   }
   for (int k = 0; k < n; ++k) {
     rows[k] = to + k * dim;
-    for (int64_t d = 0; d < dim; d += kLanes)
-      store(to + k * dim + d, load_tail(from[k], d, head_dim));
+    int64_t d = 0;
+    for (; d + kLanes <= head_dim; d += kLanes) store(to + k * dim + d, load(from[k] + d));
+    for (; d < dim; d += kLanes) store(to + k * dim + d, load_tail(from[k], d, head_dim));
   }
 }
 
