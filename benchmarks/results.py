@@ -108,24 +108,48 @@ def verdict(case: dict[str, Any]) -> str:
 
 def markdown(result: dict[str, Any]) -> str:
     """Return a suite's results as a Markdown table with its provenance below."""
-    lines = [HEAD, ["---"] * len(HEAD), *rows(result)]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     where = result["machine"]
     device = where["gpu"] or f"{where['cpu']}, {where['cores']} cores"
-    return f"{table}\n\n{device}; torch {result['versions']['torch']}; commit {result['git']}."
+    measured = f"{device}; torch {result['versions']['torch']}; commit {result['git']}."
+    return f"{table(HEAD, rows(result))}\n\n{measured}"
+
+
+def table(head: list[str], lines: list[list[str]]) -> str:
+    """Return a Markdown table."""
+    every = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in every)
+
+
+def claims(stored: list[dict[str, Any]]) -> str:
+    """Return one line for every target there is: the case that comes out worst against it."""
+    worst: dict[tuple[str, str], dict[str, Any]] = {}
+    for case in (case for result in stored for case in result["cases"] if case["target"]):
+        name = case["op"], case["metric"]
+        if name not in worst or margin(case) < margin(worst[name]):
+            worst[name] = case
+    return table(HEAD, rows({"cases": list(worst.values())}))
+
+
+def margin(case: dict[str, Any]) -> float:
+    """Return by what factor a case reaches its target, the least of them where it has several."""
+    reached = {**case["ratio"], "floor": case["fraction_of_floor"]}
+    return min(reached[name] / goal for name, goal in case["target"].items())
 
 
 def update_tables(page: Path, folder: Path = RESULTS) -> list[str]:
-    """Rewrite the tables of `page` that stand between markers; return the suites written.
+    """Rewrite the tables of `page` that stand between markers; return their names.
 
-    A table of suite `score` stands between `<!-- benchmark:score -->` and `<!-- /benchmark -->`.
+    A table of suite `score` stands between `<!-- benchmark:score -->` and `<!-- /benchmark -->`;
+    the table `claims` has the worst case of every target.
     """
+    stored = read(folder)
+    tables = {result["suite"]: markdown(result) for result in stored} | {"claims": claims(stored)}
     text, written = page.read_text(), []
-    for result in read(folder):
-        head, mark, rest = text.partition(f"<!-- benchmark:{result['suite']} -->")
+    for name, content in tables.items():
+        head, mark, rest = text.partition(f"<!-- benchmark:{name} -->")
         _, end, tail = rest.partition("<!-- /benchmark -->")
         if mark and end:
-            text = f"{head}{mark}\n{markdown(result)}\n{end}{tail}"
-            written.append(result["suite"])
+            text = f"{head}{mark}\n{content}\n{end}{tail}"
+            written.append(name)
     page.write_text(text)
     return written

@@ -1,0 +1,26 @@
+"""Every benchmark suite runs at its small size and reports what the tables need."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import pytest
+
+from benchmarks import results
+from benchmarks.__main__ import suites
+
+pytestmark = pytest.mark.slow
+
+# first_light is the main job over seeds: tests/cli/test_main_job.py runs that job
+SUITES = [name for name in suites() if name != "first_light"]
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_suite_runs_in_small(suite: str) -> None:
+    cases = [case.as_json() for case in import_module(f"benchmarks.{suite}").run(quick=True)]
+    assert cases
+    for row in results.rows({"cases": cases}):
+        assert len(row) == len(results.HEAD)
+    for case in cases:
+        assert 0 < case["ours"]["min"] <= case["ours"]["median"] <= case["ours"]["max"]
+        assert all(ratio > 0 for ratio in case["ratio"].values())
