@@ -144,7 +144,7 @@ def test_mistaken_recipe_field_is_named(command: str, capsys: pytest.CaptureFixt
     misspelt, width, roots, rule = capsys.readouterr().err.splitlines()
     assert "--rollout.leavs" in misspelt and "--rollout.leaves INT" in misspelt
     assert "width=1" in width and "at least 2" in width
-    assert "roots=99" in roots and "leaves=4" in roots
+    assert "roots=99" in roots and "leaves=8" in roots
     assert "'sprak'" in rule and "entropy" in rule
 
 
