@@ -26,6 +26,9 @@ Kernels kernels(SparkDType dtype) {
 #if defined(__x86_64__)
   switch (spark_cpu_isa()) {
     case SPARK_ISA_AVX512:
+      // SPARK_ISA=avx512 means that and no more
+      if (dtype == SPARK_BF16 && __builtin_cpu_supports("avx512bf16") && !std::getenv("SPARK_ISA"))
+        return kernels_avx512bf16(dtype);
       return kernels_avx512(dtype);
     case SPARK_ISA_AVX2:
       return kernels_avx2(dtype);

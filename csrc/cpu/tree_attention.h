@@ -59,5 +59,6 @@ struct Kernels {
 Kernels kernels_plain(SparkDType dtype);
 Kernels kernels_avx2(SparkDType dtype);
 Kernels kernels_avx512(SparkDType dtype);
+Kernels kernels_avx512bf16(SparkDType dtype);
 
 }  // namespace spark::attention

@@ -13,6 +13,15 @@ using spark::attention::kRowTile;
 // up to here keys are read in place rather than packed
 constexpr int kFewRows = 8;
 
+// whether products take two bfloat16 at a time
+#if defined(__AVX512BF16__)
+template <typename T>
+constexpr bool kPairs = std::is_same_v<T, BFloat16>;
+#else
+template <typename T>
+constexpr bool kPairs = false;
+#endif
+
 // Where a row comes from and how far it sees.
 struct Row {
   int32_t sequence;
@@ -23,7 +32,7 @@ struct Row {
 
 // Carved from one thread's scratch; R rows, D = padded head_dim.
 struct Tile {
-  float* q;       // [R, D] scaled
+  float* q;       // [R, D] floats, or bfloat16 for paired products
   float* out;     // [R, D] unnormalised
   float* scores;  // [R, kKeyTile]
   float* keys;    // [kKeyTile, D] packed, or as floats
@@ -100,10 +109,13 @@ void load_queries(const Context& c, const Tile& tile, int rows) {
     const T* q = static_cast<const T*>(a.q) +
                  (c.query_offsets[row.sequence] + row.token) * a.q_strides[0] +
                  row.head * a.q_strides[1];
-    for (int64_t d = 0; d < dim; d += kLanes) {
-      store(tile.q + r * dim + d, load_tail(q, d, a.head_dim) * a.scale);
-      store(tile.out + r * dim + d, Vec{});
+    if constexpr (kPairs<T>) {
+      copy_row(reinterpret_cast<const float*>(q), a.head_dim / 2,
+               tile.q + r * padded(a.head_dim / 2));
+    } else {
+      copy_row(q, a.head_dim, tile.q + r * dim);
     }
+    for (int64_t d = 0; d < dim; d += kLanes) store(tile.out + r * dim + d, Vec{});
     tile.max[r] = -kInfinity;
     tile.sum[r] = 0;
   }
@@ -128,30 +140,52 @@ void locate(const Context& c, const Item& item, int32_t s, int64_t first, int ke
   for (int i = keys; i < kKeyTile; ++i) k[i] = k[keys - 1];
 }
 
-template <typename T>
-void attend_tile(const Context& c, const Item& item, const Tile& tile, int rows, int64_t first,
-                 int keys) {
+template <typename Product>
+void softmax_rows(const Context& c, const Tile& tile, int rows, int64_t first, int keys) {
   const SparkTreeAttention& a = *c.args;
   const int panels = (keys + kLanes - 1) / kLanes;
-  const T *k[kKeyTile], *v[kKeyTile];
-  const float* floats[kKeyTile];
-  locate(c, item, tile.rows[0].sequence, first, keys, k, v);
-  if (rows <= kFewRows) {
-    float_rows(k, panels * kLanes, a.head_dim, tile.keys, floats);
-    score_rows(tile.q, floats, rows, panels, a.head_dim, tile.scores);
-  } else {
-    pack_keys(k, panels, a.head_dim, tile.keys);
-    score_packed(tile.q, tile.keys, rows, panels, padded(a.head_dim), tile.scores);
-  }
   for (int r = 0; r < rows; ++r) {
     const int position = tile.rows[r].position - static_cast<int>(first);
     const int low = a.window ? position - static_cast<int>(a.window) : -1;
-    softmax_row(tile.scores + r * kKeyTile, panels, low, position < keys ? position : keys - 1,
-                a.softcap, tile.max[r], tile.sum[r], tile.decay[r]);
+    softmax_row<Product>(tile.scores + r * kKeyTile, panels, low,
+                         position < keys ? position : keys - 1, a.scale, a.softcap, tile.max[r],
+                         tile.sum[r], tile.decay[r]);
   }
-  float_rows(v, keys, a.head_dim, tile.values, floats);
-  add_values(tile.scores, floats, rows, keys, a.head_dim, tile.decay, tile.out);
 }
+
+// One tile of keys for all rows.
+template <typename T>
+void attend_tile(const Context& c, const Tile& tile, int rows, int64_t first, int keys,
+                 const T* const* k, const T* const* v) {
+  const int64_t head_dim = c.args->head_dim;
+  const int panels = (keys + kLanes - 1) / kLanes;
+  const float* floats[kKeyTile];
+  if (rows <= kFewRows) {
+    float_rows(k, panels * kLanes, head_dim, tile.keys, floats);
+    score_rows(tile.q, floats, rows, panels, head_dim, tile.scores);
+  } else {
+    pack_keys(k, panels, head_dim, tile.keys);
+    score_packed<FloatProduct>(tile.q, tile.keys, rows, panels, padded(head_dim), tile.scores);
+  }
+  softmax_rows<FloatProduct>(c, tile, rows, first, keys);
+  float_rows(v, keys, head_dim, tile.values, floats);
+  add_values<FloatProduct>(tile.scores, floats, rows, keys, head_dim, tile.decay, tile.out);
+}
+
+#if defined(__AVX512BF16__)
+// The same with two bfloat16 a product; weights are rounded to bfloat16.
+inline void attend_tile(const Context& c, const Tile& tile, int rows, int64_t first, int keys,
+                        const BFloat16* const* k, const BFloat16* const* v) {
+  const int64_t head_dim = c.args->head_dim;
+  const int panels = (keys + kLanes - 1) / kLanes;
+  pack_keys(reinterpret_cast<const float* const*>(k), panels, head_dim / 2, tile.keys);
+  score_packed<PairProduct>(tile.q, tile.keys, rows, panels, padded(head_dim / 2), tile.scores);
+  softmax_rows<PairProduct>(c, tile, rows, first, keys);
+  const float* pairs[kKeyTile / 2];
+  pair_rows(v, keys, head_dim, tile.values, pairs);
+  add_values<PairProduct>(tile.scores, pairs, rows, (keys + 1) / 2, head_dim, tile.decay, tile.out);
+}
+#endif
 
 template <typename T>
 void store_row(T* to, const float* from, float factor, int64_t head_dim) {
@@ -203,7 +237,10 @@ void attend(const Context& c, const Item& item, float* scratch) {
   if (a.window && begin <= earliest - a.window) begin = earliest - a.window + 1;
   for (int64_t first = begin; first < end; first += kKeyTile) {
     const int64_t left = end - first;
-    attend_tile<T>(c, item, tile, rows, first, left < kKeyTile ? static_cast<int>(left) : kKeyTile);
+    const int keys = left < kKeyTile ? static_cast<int>(left) : kKeyTile;
+    const T *k[kKeyTile], *v[kKeyTile];
+    locate(c, item, tile.rows[0].sequence, first, keys, k, v);
+    attend_tile(c, tile, rows, first, keys, k, v);
   }
   finish<T>(c, item, tile, rows);
 }
@@ -213,6 +250,7 @@ template <typename T>
 void merge(const Context& c, int32_t s, int64_t token) {
   const int64_t head_dim = c.args->head_dim, dim = padded(head_dim);
   const int parts = c.parts[s];
+  const float factor = score_factor(c.args->scale, c.args->softcap);
   alignas(64) float out[256];
   for (int64_t h = 0; h < c.args->num_heads; ++h) {
     float largest = -kInfinity, sum = 0;
@@ -223,7 +261,7 @@ void merge(const Context& c, int32_t s, int64_t token) {
     for (int64_t d = 0; d < dim; d += kLanes) store(out + d, Vec{});
     for (int p = 0; p < parts; ++p) {
       const float* slot = c.slot(s, token, h, p);
-      const float weight = exp(splat(slot[dim] - largest))[0];
+      const float weight = exp(splat((slot[dim] - largest) * factor))[0];
       sum += weight * slot[dim + 1];
       for (int64_t d = 0; d < dim; d += kLanes)
         store(out + d, load(out + d) + load(slot + d) * weight);

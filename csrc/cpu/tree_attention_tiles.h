@@ -21,6 +21,55 @@ Vec load_tail(const T* p, int64_t d, int64_t dim) {
   return d + kLanes <= dim ? load(p + d) : load_some(p + d, static_cast<int>(dim - d));
 }
 
+// n elements as floats, zeros up to the padded length
+template <typename T>
+void copy_row(const T* from, int64_t n, float* to) {
+  int64_t d = 0;
+  for (; d + kLanes <= n; d += kLanes) store(to + d, load(from + d));
+  for (; d < padded(n); d += kLanes) store(to + d, load_tail(from, d, n));
+}
+
+// How the packed tiles multiply. FloatProduct: elements are floats.
+struct FloatProduct {
+  static Vec add(Vec sum, const float* x, Vec y) { return sum + *x * y; }
+  // store the weights of panel p of a row; return what they are now
+  static Vec store_weights(float* row, int p, Vec weight) {
+    store(row + p * kLanes, weight);
+    return weight;
+  }
+};
+
+#if defined(__AVX512BF16__)
+// An element is a pair of bfloat16 in the bits of a float; products are exact, sums are floats.
+struct PairProduct {
+  static Vec add(Vec sum, const float* x, Vec y) {
+    return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_ps(*x), (__m512bh)y);
+  }
+  static Vec store_weights(float* row, int p, Vec weight) {
+    BFloat16* to = reinterpret_cast<BFloat16*>(row) + p * kLanes;
+    _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh(weight));
+    return load(to);
+  }
+};
+
+// rows[k] = keys 2k and 2k + 1, interleaved
+inline void pair_rows(const BFloat16* const* from, int n, int64_t head_dim, float* to,
+                      const float** rows) {
+  const int64_t dim = padded(head_dim);
+  for (int k = 0; k < n; k += 2) {
+    float* row = to + k / 2 * dim;
+    rows[k / 2] = row;
+    for (int64_t d = 0; d < dim; d += kLanes) {
+      // a bfloat16 is the upper half of a float
+      VecUint low = bit_cast<VecUint>(load_tail(from[k], d, head_dim)) >> 16;
+      VecUint high{};
+      if (k + 1 < n) high = bit_cast<VecUint>(load_tail(from[k + 1], d, head_dim));
+      store(row + d, bit_cast<Vec>(low | high));
+    }
+  }
+}
+#endif
+
 // to[panel][d][lane] = element d of row panel * kLanes + lane
 template <typename T>
 void pack_keys(const T* const* from, int panels, int64_t head_dim, float* to) {
@@ -49,9 +98,7 @@ void float_rows(const T* const* from, int n, int64_t head_dim, float* to, const 
   }
   for (int k = 0; k < n; ++k) {
     rows[k] = to + k * dim;
-    int64_t d = 0;
-    for (; d + kLanes <= head_dim; d += kLanes) store(to + k * dim + d, load(from[k] + d));
-    for (; d < dim; d += kLanes) store(to + k * dim + d, load_tail(from[k], d, head_dim));
+    copy_row(from[k], head_dim, to + k * dim);
   }
 }
 
@@ -67,8 +114,8 @@ void for_row_blocks(int rows, F&& f) {
   }
 }
 
-// scores[r][n * kLanes + lane] = q[r] . packed keys[n][..][lane]
-template <int R, int N>
+// scores[r][n * kLanes + lane] = q[r] . packed keys[n][..][lane]; `dim` counts elements
+template <typename Product, int R, int N>
 void multiply_packed(const float* q, const float* keys, int64_t dim, float* scores) {
   Vec acc[R][N] = {};
   for (int64_t d = 0; d < dim; ++d) {
@@ -78,19 +125,20 @@ void multiply_packed(const float* q, const float* keys, int64_t dim, float* scor
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) acc[r][n] += q[r * dim + d] * k[n];
+      for (int n = 0; n < N; ++n) acc[r][n] = Product::add(acc[r][n], q + r * dim + d, k[n]);
     }
   }
   for (int r = 0; r < R; ++r)
     for (int n = 0; n < N; ++n) store(scores + r * kKeyTile + n * kLanes, acc[r][n]);
 }
 
+template <typename Product>
 void score_packed(const float* q, const float* keys, int rows, int panels, int64_t dim,
                   float* scores) {
   for_row_blocks(rows, [&](auto R, int r) {
     auto panel = [&](auto N, int p) {
-      multiply_packed<R(), N()>(q + r * dim, keys + p * dim * kLanes, dim,
-                                scores + r * kKeyTile + p * kLanes);
+      multiply_packed<Product, R(), N()>(q + r * dim, keys + p * dim * kLanes, dim,
+                                         scores + r * kKeyTile + p * kLanes);
     };
     int p = 0;
     for (; p + kVecBlock <= panels; p += kVecBlock)
@@ -118,7 +166,7 @@ void score_rows(const float* q, const float* const* keys, int rows, int panels, 
 
 // out[r][n * kLanes] = decay[r] * out + sum over keys of p[r][key] * values[key][d + n * kLanes]
 // S sets of sums run side by side where one would leave the multipliers waiting.
-template <int R, int N, int S>
+template <typename Product, int R, int N, int S>
 void multiply_values(const float* p, const float* const* values, int64_t d, int keys, int64_t dim,
                      const float* decay, float* out) {
   Vec acc[S][R][N] = {};
@@ -129,7 +177,8 @@ void multiply_values(const float* p, const float* const* values, int64_t d, int 
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) acc[s][r][n] += p[r * kKeyTile + key] * v[n];
+      for (int n = 0; n < N; ++n)
+        acc[s][r][n] = Product::add(acc[s][r][n], p + r * kKeyTile + key, v[n]);
     }
   };
   int k = 0;
@@ -150,6 +199,7 @@ void multiply_values(const float* p, const float* const* values, int64_t d, int 
   }
 }
 
+template <typename Product>
 void add_values(const float* p, const float* const* values, int rows, int keys, int64_t head_dim,
                 const float* decay, float* out) {
   const int64_t dim = padded(head_dim);
@@ -158,8 +208,8 @@ void add_values(const float* p, const float* const* values, int rows, int keys, 
     auto columns = [&](auto N) {
       constexpr int kSets = R() * N() >= 8 ? 1 : R() * N() >= 4 ? 2 : 4;
       for (; d + N() * kLanes <= dim; d += N() * kLanes)
-        multiply_values<R(), N(), kSets>(p + r * kKeyTile, values, d, keys, dim, decay + r,
-                                         out + r * dim + d);
+        multiply_values<Product, R(), N(), kSets>(p + r * kKeyTile, values, d, keys, dim, decay + r,
+                                                  out + r * dim + d);
     };
     columns(std::integral_constant<int, kVecBlock>{});
     columns(std::integral_constant<int, 2>{});
@@ -181,33 +231,39 @@ inline VecInt lane_index() {
   }(std::make_integer_sequence<int, kLanes>{});
 }
 
-// Turn a row's scores into weights relative to its new maximum; it sees the keys in (low, high].
-inline void softmax_row(float* scores, int panels, int low, int high, float softcap, float& max_,
-                        float& sum, float& decay) {
+// Scores are factor * x, where x is a product of query and key, or the soft-capped score itself.
+inline float score_factor(float scale, float softcap) { return softcap > 0 ? 1.0f : scale; }
+
+// Turn a row's products into weights relative to its largest x so far, and update its running
+// maximum and sum. The row sees the keys in (low, high].
+template <typename Product>
+void softmax_row(float* scores, int panels, int low, int high, float scale, float softcap,
+                 float& row_max, float& row_sum, float& decay) {
   const bool masked = high < panels * kLanes - 1 || low >= 0;
-  Vec top = splat(max_);
+  Vec top = splat(row_max);
   for (int p = 0; p < panels; ++p) {
     Vec x = load(scores + p * kLanes);
-    if (softcap > 0) x = soft_cap(x, softcap);
+    if (softcap > 0) x = soft_cap(x * scale, softcap);
     if (masked) {
       VecInt key = lane_index() + p * kLanes;
       x = (key <= high) & (key > low) ? x : splat(-kInfinity);
     }
-    store(scores + p * kLanes, x);
+    if (masked || softcap > 0) store(scores + p * kLanes, x);
     top = max(top, x);
   }
   const float largest = reduce_max(top);
   // nothing visible so far: any finite reference keeps the weights at 0
   const float reference = largest == -kInfinity ? 0.0f : largest;
+  const float factor = score_factor(scale, softcap) * kLog2E;
   Vec total{};
   for (int p = 0; p < panels; ++p) {
-    Vec weight = exp(load(scores + p * kLanes) - reference);
-    store(scores + p * kLanes, weight);
-    total += weight;
+    // subtracted first, which is exact where it matters
+    Vec weight = exp2((load(scores + p * kLanes) - reference) * factor);
+    total += Product::store_weights(scores, p, weight);
   }
-  decay = exp(splat(max_ - reference))[0];
-  max_ = largest;
-  sum = sum * decay + reduce_sum(total);
+  decay = exp2(splat((row_max - reference) * factor))[0];
+  row_max = largest;
+  row_sum = row_sum * decay + reduce_sum(total);
 }
 
 }  // namespace

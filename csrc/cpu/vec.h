@@ -119,24 +119,28 @@ inline float reduce_sum(Vec v) {
   }
 }
 
-// e^x to 2 ulp; 0 below -87.3, and for -inf; x must not exceed 88
-inline Vec exp(Vec x) {
-  // round(x / ln 2) falls out of the low bits of this sum
+constexpr float kLog2E = 1.44269504f;
+
+// 2^x to 2 ulp for x <= 127; 0 below -126, and for -inf
+inline Vec exp2(Vec x) {
+  // the nearest integer falls out of the low bits of this sum
   constexpr float kShift = 12582912.0f;
   // in this order NaN passes through
-  Vec clamped = x < -87.33654f ? splat(-87.33654f) : x;
-  Vec shifted = clamped * 1.44269504f + kShift;
-  Vec n = shifted - kShift;
-  Vec r = clamped - n * 0.693359375f + n * 2.12194440e-4f;
-  Vec p = 1.9875691500e-4f * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
+  Vec clamped = x < -126.0f ? splat(-126.0f) : x;
+  Vec shifted = clamped + kShift;
+  Vec r = clamped - (shifted - kShift);
+  Vec p = 1.535336188e-4f * r + 1.339887440e-3f;
+  p = p * r + 9.618437357e-3f;
+  p = p * r + 5.550332471e-2f;
+  p = p * r + 2.402264791e-1f;
+  p = p * r + 6.931472029e-1f;
+  p = p * r + 1.0f;
   VecInt scaled = bit_cast<VecInt>(p) + (bit_cast<VecInt>(shifted) << 23);
-  return x < -87.33654f ? Vec{} : bit_cast<Vec>(scaled);
+  return x < -126.0f ? Vec{} : bit_cast<Vec>(scaled);
 }
+
+// e^x for x <= 88; the relative error grows with |x| as its rounding does
+inline Vec exp(Vec x) { return exp2(x * kLog2E); }
 
 template <int S, bool Upper>
 inline Vec transpose_pair(Vec a, Vec b) {

@@ -51,6 +51,7 @@ void tree_attention(Tensor q, Tensor k, Tensor v, Tensor k_cache, Tensor v_cache
                   " query heads are no multiple of ", kv_heads, " key/value heads");
   STD_TORCH_CHECK(dim >= 8 && dim <= 256 && dim % 8 == 0,
                   "tree_attention: head_dim must be a multiple of 8 up to 256, got ", dim);
+  STD_TORCH_CHECK(scale > 0, "tree_attention: scale must be > 0, got ", scale);
   STD_TORCH_CHECK(window >= 0 && softcap >= 0, "tree_attention: window and softcap must be >= 0");
   check_tokens(q, "q", p.num_tokens, heads, dim, dtype);
   check_tokens(k, "k", p.num_tokens, kv_heads, dim, dtype);

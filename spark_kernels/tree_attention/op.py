@@ -37,8 +37,8 @@ def tree_attention(
     """Write this step's keys and values into the cache, then attend causally.
 
     T is the sum of the plan's query lengths; sequences come in plan order and their queries are
-    their last tokens. The result of a sequence does not depend on the others or on the number of
-    threads, except that sharing changes the order of its float additions. Deterministic.
+    their last tokens. The same call gives the same bits on any number of threads; what a sequence
+    shares with others in the batch changes its result by rounding only (README.md says how much).
 
     Args:
         q: [T, num_heads, head_dim], float32 or bfloat16; head_dim a multiple of 8 up to 256.
@@ -48,7 +48,7 @@ def tree_attention(
         k_cache: [num_blocks, num_kv_heads, block_size, head_dim], contiguous; written.
         v_cache: as k_cache; written.
         plan: from `BlockPool.plan`, or `plan_tensor` of it (which may be longer than the plan).
-        scale: factor on the scores, usually head_dim ** -0.5.
+        scale: factor on the scores, > 0, usually head_dim ** -0.5.
         window: a query sees its last `window` tokens, itself included; 0 = all.
         softcap: scores become softcap * tanh(score / softcap); 0 = off.
         out: [T, num_heads, head_dim] to write the result to.

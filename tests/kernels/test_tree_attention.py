@@ -258,6 +258,7 @@ BAD = {
     "v_cache must have q's dtype": {"v_cache": torch.zeros(4, 2, 4, 16, dtype=torch.bfloat16)},
     "out must be": {"out": torch.zeros(3, 4, 8)},
     "window and softcap must be >= 0": {"window": -1},
+    "scale must be > 0, got -1": {"scale": -1.0},
     "plan must be int32": {"plan": torch.zeros(40)},
     "plan is not one of BlockPool.plan": {"plan": torch.zeros(40, dtype=torch.int32)},
 }
@@ -278,7 +279,7 @@ def test_bad_input_changes_nothing(message):
         **BAD[message],
     }
     with pytest.raises(ValueError, match=f"^{message}"):
-        tree_attention(**inputs, scale=1.0)
+        tree_attention(**{"scale": 1.0, **inputs})
     assert not inputs["k_cache"].any() and not inputs["v_cache"].any()
 
 
