@@ -13,7 +13,7 @@ namespace spark::attention {
 namespace {
 
 // decode splits a long run of keys for the sake of idle threads
-constexpr int32_t kKeySplit = 2048;
+constexpr int32_t kKeySplit = 512;
 // multiply-adds that pay for waking the threads
 constexpr double kParallelWork = 5e5;
 

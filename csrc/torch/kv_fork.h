@@ -5,6 +5,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "spark/kv_fork.h"
@@ -22,9 +23,10 @@ inline SparkKvFork kv_fork_arguments(const std::vector<torch::stable::Tensor>& b
                   "kv_fork: pairs must be contiguous int64 [n, 3] on the host");
   const torch::stable::Tensor& first = buffers[0];
   STD_TORCH_CHECK(first.dim() == 4, "kv_fork: buffers must have 4 axes");
+  const auto shape = first.sizes();
   for (const torch::stable::Tensor& buffer : buffers) {
-    bool same = buffer.dim() == 4 && buffer.scalar_type() == first.scalar_type();
-    for (int axis = 0; same && axis < 4; ++axis) same = buffer.size(axis) == first.size(axis);
+    const bool same = buffer.dim() == 4 && buffer.scalar_type() == first.scalar_type() &&
+                      std::equal(shape.begin(), shape.end(), buffer.sizes().begin());
     STD_TORCH_CHECK(same && buffer.is_contiguous(),
                     "kv_fork: buffers must be contiguous, of one shape and dtype");
     pointers.push_back(buffer.data_ptr());

@@ -90,6 +90,7 @@ class EngineCore:
             step.tokens += seq.tokens[start:end]
             step.positions += range(start, end)
             step.slots += slots
+            assert seq.handle is not None
             handles.append(seq.handle)
             counts.append(count)
             self._count(seq, start, end)
@@ -104,6 +105,7 @@ class EngineCore:
         size = self.scheduler.block_size
         if end - start == 1 and start % size and start == seq.computed:
             return [seq.slot + 1]
+        assert seq.handle is not None
         table = self.scheduler.pool.table(seq.handle)
         return [table[i // size] * size + i % size for i in range(start, end)]
 

@@ -84,6 +84,7 @@ class Scheduler:
         Where no block can be freed for their tails, the children start preempted (None).
         """
         self._begin()
+        assert seq.handle is not None
         while True:
             try:
                 handles, pairs = self.pool.fork(seq.handle, n, at)
