@@ -54,9 +54,9 @@ class ArmRun:
         self._sums: dict[str, float] = {}
         self._train_started = 0.0
         start, lora = copy.deepcopy(model), recipe.model.lora
-        self.model: Any = start if lora is None else with_lora(start, lora)
+        self.model: Any = with_lora(start, lora) if lora.rank else start
         self._reference = None
-        if lora is None and recipe.train.loss.kl:
+        if not lora.rank and recipe.train.loss.kl:
             self._reference = copy.deepcopy(model).eval().requires_grad_(False)
             use_tree_attention(self._reference)
         self._trainer = TreeTrainer(

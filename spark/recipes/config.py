@@ -19,7 +19,8 @@ Arm = Literal["spark", "chain"]
 class LoraConfig:
     """Low-rank adapters instead of full weights."""
 
-    rank: int = 16
+    rank: int = 0
+    """Of each adapter; 0 = no adapters, train all weights."""
     alpha: int = 32
     targets: str = "all-linear"
     """Modules that get an adapter, as peft names them."""
@@ -33,8 +34,7 @@ class ModelConfig:
     """Name of a committed checkpoint, a folder, or a model name of the Hugging Face hub."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the engine's weights and KV cache; the trainer keeps float32 weights."""
-    lora: LoraConfig | None = None
-    """None = train all weights."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
     template: str | None = None
     """Chat template: None = the tokenizer's own, "append_only" = ChatML without rewriting."""
 

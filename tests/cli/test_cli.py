@@ -12,6 +12,7 @@ from spark import __version__
 from spark.cli import COMMANDS, SUMMARIES, guarded, main
 from spark.commands.arguments import parse, recipe_name
 from spark.recipes import RECIPES
+from spark.recipes.config import Recipe
 
 KNOWN = ", ".join(sorted(RECIPES))
 
@@ -146,6 +147,15 @@ def test_mistaken_recipe_field_is_named(command: str, capsys: pytest.CaptureFixt
     assert "width=1" in width and "at least 2" in width
     assert "roots=99" in roots and "leaves=8" in roots
     assert "'sprak'" in rule and "entropy" in rule
+
+
+def test_every_recipe_field_is_a_plain_flag() -> None:
+    recipe = RECIPES["first_light"]()
+    got = parse(
+        Recipe, ["--model.lora.rank", "8", "--eval.games.L0", "4"], prog="x", default=recipe
+    )
+    assert got.model.lora.rank == 8 and got.eval.games["L0"] == 4
+    assert got.rollout == recipe.rollout
 
 
 def test_registry_matches_the_overview() -> None:
