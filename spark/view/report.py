@@ -44,7 +44,8 @@ def render(run: Run) -> str:
         run=run,
         version=__version__,
         facts=facts(run.summary),
-        notices=[*run.notices, *selection_notice(run.trees)],
+        notices=run.notices,
+        selection=selection_note(run.trees),
         success=success_table(run.summary, run.recipe.get("eval", {}).get("games", {})),
         accounting=accounting_table(run.summary),
         data=page_data(run),
@@ -81,11 +82,12 @@ def select(trees: list[Tree]) -> list[Tree]:
     return chosen
 
 
-def selection_notice(trees: list[Tree]) -> list[str]:
-    """Return a note when not all trees are drawn."""
+def selection_note(trees: list[Tree]) -> str:
+    """Return what to say where not all trees are drawn, else nothing."""
     shown = len(select(trees))
-    note = f"{shown} of the run's {len(trees)} trees are drawn here, evenly spaced over training."
-    return [note] if shown < len(trees) else []
+    if shown == len(trees):
+        return ""
+    return f"{shown} of {len(trees)} trees can be chosen here, evenly spaced over training."
 
 
 def telling_score(tree: Tree) -> tuple[bool, int]:

@@ -13,7 +13,7 @@ from spark.core import Tree
 from spark.rollout.store import load_trees, save_tree
 from spark.train.credit import CreditConfig, credit
 from spark.view.records import Pieces, charts, tree_record
-from spark.view.report import TREES_PER_ARM, percent, select, write_report
+from spark.view.report import TREES_PER_ARM, percent, select, selection_note, write_report
 from spark.view.run import load_run
 
 
@@ -128,6 +128,7 @@ def test_selection_spans_training() -> None:
     assert len(chosen) == 2 * TREES_PER_ARM
     assert [tree.info["step"] for tree in chosen[:TREES_PER_ARM]][:: TREES_PER_ARM - 1] == [0, 39]
     assert select(trees[:3]) == trees[:3]
+    assert selection_note(trees).startswith("24 of 80 trees") and not selection_note(trees[:3])
 
 
 def test_tree_that_failed_before_it_began_is_left_out() -> None:
