@@ -156,6 +156,10 @@ struct Cut {
   float x = -kInf;
   int64_t token = std::numeric_limits<int64_t>::max();
 
+  // Whether it comes first in the order (logit falling, index rising).
+  bool before(const Cut& other) const {
+    return x > other.x || (x == other.x && token < other.token);
+  }
   // Bits of the lanes of `v` that are kept; its first lane is token `start`.
   uint32_t keeps(F v, int64_t start) const {
     const F edge = Simd::set(x);

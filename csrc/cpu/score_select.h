@@ -177,11 +177,10 @@ Cut find_cut(const Base<T>& base, const Filter& filter, float bound) {
   return walk(members, count, mass, most, enough);
 }
 
-// Restricts the distribution to what the filter keeps.
+// Restricts the distribution to the tokens up to `cut`.
 template <typename T>
-void truncate(Base<T>& base, const Filter& filter) {
-  const float bound = kept_bound(base, filter);
-  base.cut = filter.ranked() ? find_cut(base, filter, bound) : Cut{bound};
+void keep_to(Base<T>& base, const Cut& cut) {
+  base.cut = cut;
   const Power power = base.power();
   base.total = 0.0;
   for (size_t c = 0; c < base.parts.size(); ++c) {
@@ -190,6 +189,21 @@ void truncate(Base<T>& base, const Filter& filter) {
     part.mass = any ? kept_mass(base.row.chunk(c), c * kChunk, power, base.cut) : 0.0;
     base.total += part.mass;
   }
+}
+
+// Restricts the distribution to what the filter keeps.
+template <typename T>
+void truncate(Base<T>& base, const Filter& filter) {
+  if (filter.top_k > 0 && filter.top_p < 1.0) {
+    // top-p judges what top-k has left
+    truncate(base, {filter.top_k, 1.0, 0.0});
+    const Cut ranked = base.cut;
+    truncate(base, {0, filter.top_p, filter.min_p});
+    if (ranked.before(base.cut)) keep_to(base, ranked);
+    return;
+  }
+  const float bound = kept_bound(base, filter);
+  keep_to(base, filter.ranked() ? find_cut(base, filter, bound) : Cut{bound});
 }
 
 // The token in whose share of the total `u` in [0, 1) falls; reads one chunk.

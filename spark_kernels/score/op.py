@@ -59,8 +59,9 @@ def score(
         logits: [B, V], float32 or bfloat16, unit stride along V; the row stride may exceed V.
         temperature: float32 [B], 0 = greedy (top-k 1 at temperature 1). None = 1.
         top_k: int32 [B], 0 = off. top_p: float32 [B] in (0, 1], 1 = off. min_p: float32 [B] in
-            [0, 1], relative to the most likely token, 0 = off. All three are judged on the
-            tempered distribution over the allowed tokens; ties go to the lowest index.
+            [0, 1], relative to the most likely token, 0 = off. They are judged on the tempered
+            distribution over the allowed tokens, top-p on what top-k left of it; ties go to the
+            lowest index.
         allowed: int32 [B, ceil(V / 32)], bit v % 32 of word v // 32 set = token v is allowed.
         seed, position: int64 [B]; together they fix the draw of a row, whatever its batch. Without
             a seed one is drawn from torch's default generator; without a position it is 0.

@@ -34,8 +34,8 @@ def reference(
     usable = (x > -INF) if allowed is None else (x > -INF) & unpack(allowed, vocab)
 
     ranked, order = full.masked_fill(~usable, -INF).sort(dim=-1, descending=True, stable=True)
-    mass = ranked.softmax(-1)
     keep = (torch.arange(vocab, device=x.device) < k) & (ranked > -INF)
+    mass = ranked.masked_fill(~keep, -INF).softmax(-1)
     if top_p is not None:
         keep &= (mass.cumsum(-1) - mass < top_p.double()[:, None]) | (top_p[:, None] >= 1)
     if min_p is not None:
