@@ -24,9 +24,10 @@ def micro(**changes: Any) -> Recipe:
     recipe = RECIPES["first_light_smoke"]()
     recipe = dataclasses.replace(
         recipe,
-        budget_tokens=2_500,
+        budget_tokens=4_500,
+        rollout=dataclasses.replace(recipe.rollout, leaves=6, roots=3),
         eval=dataclasses.replace(recipe.eval, games={"L0": 2}),
-        train=dataclasses.replace(recipe.train, checkpoint_every=2),
+        train=dataclasses.replace(recipe.train, games_per_step=2, checkpoint_every=1),
     )
     return dataclasses.replace(recipe, **changes)
 
@@ -60,16 +61,18 @@ class Stop(KeyboardInterrupt):
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """An uninterrupted run."""
+    """An uninterrupted run, in which both arms have something to learn from."""
     run = tmp_path_factory.mktemp("straight") / "run"
-    return run, train(micro(), run)
+    summary = train(micro(), run)
+    assert all(arm["trained_tokens"] > 0 for arm in summary["arms"].values())
+    return run, summary
 
 
 @pytest.mark.parametrize(
     ("arm", "phase", "step"),
     [
         ("spark", "rollout", 0),
-        ("spark", "train", 3),
+        ("spark", "train", 2),
         ("chain", "rollout", 1),
     ],
 )
@@ -109,12 +112,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(
     straight: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     def interrupt(progress: Progress) -> None:
-        if (progress.arm, progress.phase, progress.step) == ("spark", "rollout", 4):
+        if (progress.arm, progress.phase, progress.step) == ("chain", "rollout", 2):
             raise Stop
 
     with pytest.raises(Stop):
         train(micro(), tmp_path / "run", on_progress=interrupt)
-    folder = tmp_path / "run" / "checkpoints" / "spark"
+    folder = tmp_path / "run" / "checkpoints" / "chain"
     latest = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     (latest / "optimizer.pt").write_bytes(b"not an optimiser")
     with pytest.raises(ValueError, match=rf"{latest.name} is damaged \(optimizer\.pt"):
