@@ -13,7 +13,7 @@ from spark_kernels import BlockPool, tree_attention
 from spark_kernels.tree_attention.reference import tree_attention_reference
 
 # query heads, key/value heads, head_dim
-MODELS = {"Qwen2.5-1.5B": (12, 2, 128), "tiny": (4, 2, 32)}
+MODELS = {"Qwen2.5-1.5B": (12, 2, 128), "Qwen3-0.6B": (16, 8, 128), "tiny": (4, 2, 32)}
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,13 @@ class Work:
 
 def run(quick: bool = False) -> list[Case]:
     """Return the cases of the suite; siblings over 4,096 tokens have the target."""
-    big, tiny = MODELS
+    big, middle, tiny = MODELS
     rounds = 5 if quick else 15
-    shared = [Work(big, dtype, 4096, 16, 64) for dtype in (torch.bfloat16, torch.float32)]
+    shared = [
+        Work(model, dtype, 4096, 16, 64)
+        for model in (big, middle)
+        for dtype in (torch.bfloat16, torch.float32)
+    ]
     if quick:
         return [decode(work, rounds, target=3) for work in shared]
     more = [

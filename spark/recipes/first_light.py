@@ -27,7 +27,7 @@ def first_light() -> Recipe:
         env=EnvConfig(scenes=SCENES, train_games=128),
         rollout=RolloutConfig(leaves=8, roots=3, width=2, horizon=16, max_tokens=24),
         train=TrainConfig(games_per_step=8, minibatches=2, lr=3e-4),
-        budget_tokens=200_000,
+        budget_tokens=120_000,
         eval=EvalConfig(games={"L0": 200, "L1": 100, "L2": 100}),
         cold_start=ColdStartConfig(fit=SftConfig(steps=1200)),
     )
