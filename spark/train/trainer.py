@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,8 @@ class TreeTrainer(Trainer):
         self._sums = {}
         total = torch.zeros((), device=self.args.device)
         for example in self._batches(self.state.global_step):
-            total += super().training_step(model, example, num_items_in_batch)
+            with _repeatable():
+                total += super().training_step(model, example, num_items_in_batch)
         self._on_step(self.state.global_step, total.item(), self._sums)
         return total
 
@@ -107,6 +109,17 @@ class TreeTrainer(Trainer):
         """Return the same without a graph, at the precision of training."""
         with torch.no_grad(), self.compute_loss_context_manager():
             return self.logprobs(row, model)
+
+
+@contextmanager
+def _repeatable() -> Iterator[None]:
+    """Add gradients up in a fixed order; torch's threads otherwise add them as they come."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 class _Steps(Dataset):
