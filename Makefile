@@ -27,7 +27,7 @@ $(VENV)/.dependencies: $(VENV)/.python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.built: $(VENV)/.dependencies $(BUILD_INPUTS)
-	SPARK_BUILD_DIR=$(BUILD) $(PIP) --no-build-isolation -e '.[alfworld,train,dev]'
+	SPARK_BUILD_DIR=$(BUILD) $(PIP) --no-build-isolation -e '.[alfworld,train,serve,dev]'
 	touch $@
 
 run: setup

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "spark.train": {"spark.train", "spark_kernels", *GROUND},
 }
 # the driver meets implementations only through the protocols and the registries
-PROTOCOLS = {"spark.branching.budgets"} | {
+PROTOCOLS = {"spark.branching.budgets", "spark.engines.text"} | {
     f"spark.{room}{end}" for room in ("branching", "envs", "engines") for end in ("", ".base")
 }
 HEAVY = {"torch", "transformers", "triton", "textworld", "alfworld", "vllm", "sglang", "peft"}

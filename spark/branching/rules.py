@@ -16,12 +16,18 @@ class SparkRule:
     """The policy flags its own key states with `<explore>` (Spark, arXiv 2601.20209, Eq. 5)."""
 
     width: int = 2
-    watch = Watch(tags=("</explore>",))
+    tag: str = "explore"
+    """Name of the tag, without brackets."""
+
+    @property
+    def watch(self) -> Watch:
+        """Pause right after the closing tag."""
+        return Watch(tags=(f"</{self.tag}>",))
 
     def decide(self, state: State) -> Decision:
         """Branch when the decision contains the tag."""
-        flagged = "<explore>" in state.text
-        return Decision(width=self.width, trigger="explore") if flagged else Decision()
+        flagged = f"<{self.tag}>" in state.text
+        return Decision(width=self.width, trigger=self.tag) if flagged else Decision()
 
 
 @dataclass(kw_only=True, frozen=True)

@@ -154,6 +154,9 @@ class EngineCore:
             reason = self._finish_reason(generation, len(request.seq.tokens))
             if reason is not None:
                 sample.finish_reason = reason
+            if generation.on_token is not None:
+                generation.on_token(sample, reason)
+            if reason is not None:
                 self._finish(request)
         self._counters["generated"] += sum(token >= 0 for token in draws.tokens)
 

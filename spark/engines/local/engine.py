@@ -16,8 +16,8 @@ from spark.engines.base import ContextError, EngineError, Sample, SamplingParams
 from spark.engines.local.core import EngineCore
 from spark.engines.local.model import check_vocabulary, load, load_state, probe
 from spark.engines.local.scheduler import Scheduler
-from spark.engines.local.sequence import Generation, Request, Sequence
-from spark.engines.local.text import Matcher, TokenBytes
+from spark.engines.local.sequence import Generation, OnToken, Request, Sequence
+from spark.engines.text import Matcher, TokenBytes
 
 
 class LocalEngine:
@@ -120,12 +120,13 @@ class LocalEngine:
         """Return `n` copy-on-write children that share the first `at` tokens (default: all).
 
         Nothing is computed twice: a token sampled last is computed once for all children, and
-        the hidden states behind earlier tokens are kept.
+        the hidden states behind earlier tokens are kept. `seq` may be sampling: it goes on, and
+        the children share what it had when this was called.
 
         Raises:
-            ValueError: the sequence is unknown or busy, `n` < 1, or `at` outside [1, length].
+            ValueError: the sequence is unknown, `n` < 1, or `at` outside [1, length].
         """
-        state = self._idle(seq)
+        state = self._known(seq)
         length = len(state.tokens) if at is None else at
         if n < 1:
             raise ValueError(f"n must be >= 1, got {n}")
@@ -137,6 +138,10 @@ class LocalEngine:
             children.extend(self._core.fork(state, n, length))
 
         try:
+            while state.request is not None and state.computed < length:
+                # its own next step computes the missing token
+                await asyncio.sleep(0)
+            self._known(seq)
             await self._compute(state, length, finish)
         except BaseException:
             for child in children:
@@ -144,11 +149,14 @@ class LocalEngine:
             raise
         return children
 
-    async def sample(self, seq: int, params: SamplingParams) -> Sample:
+    async def sample(
+        self, seq: int, params: SamplingParams, on_token: OnToken | None = None
+    ) -> Sample:
         """Sample a continuation; the sampled tokens are appended to `seq`.
 
         Where a token fits several reasons to finish, the first of stop, length, context and
         trigger is given. A cancelled call leaves the tokens sampled so far in the sequence.
+        `on_token` is called right after each token, between the engine's steps.
 
         Raises:
             ValueError: the sequence is unknown or busy, or strings are watched for without a
@@ -156,7 +164,7 @@ class LocalEngine:
             EngineError: the logits were not finite, or the sequence outgrew the pool.
         """
         state = self._idle(seq)
-        generation = Generation(params=params)
+        generation = Generation(params=params, on_token=on_token)
         generation.sample.weight_version = self._core.weight_version
         generation.stop = self._matcher(params.stop, state)
         generation.tags = self._matcher(params.watch.tags if params.watch else (), state)
@@ -188,6 +196,15 @@ class LocalEngine:
     def length(self, seq: int) -> int:
         """Return the number of tokens of `seq`."""
         return len(self._known(seq).tokens)
+
+    @property
+    def capacity(self) -> int:
+        """Tokens the KV pool holds."""
+        return self._scheduler.capacity
+
+    def cached(self, seq: int) -> int:
+        """Return how many tokens of `seq` have their KV in the pool now."""
+        return self._known(seq).computed
 
     def stats(self) -> dict[str, int]:
         """Return the counters; see `spark.engines.base.Engine.stats`."""

@@ -7,8 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from spark.engines.base import Sample, SamplingParams
-from spark.engines.local.text import Matcher
+from spark.engines.base import FinishReason, Sample, SamplingParams
+from spark.engines.text import Matcher
+
+OnToken = Callable[[Sample, FinishReason | None], None]
+"""Told of every token: the sample so far, and why it ends if it does."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -42,6 +45,7 @@ class Generation:
     sample: Sample = field(default_factory=Sample)
     stop: Matcher | None = None
     tags: Matcher | None = None
+    on_token: OnToken | None = None
 
 
 @dataclass(kw_only=True, slots=True, eq=False)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from spark.engines.local.text import Matcher, TokenBytes
+from spark.engines.text import Matcher, TokenBytes
 
 CORPUS = ["go to desk 1 <action> take key </action>", "look; </explore> the naïve key – ключ 🔑"]
 

@@ -1,0 +1,1 @@
+"""Serving: OpenAI's routes with trees, the same on the embedded engine, vLLM and SGLang."""

@@ -1,0 +1,147 @@
+"""The coordinator on the embedded engine, without HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from tiny_models import greedy, prompt, tiny, tokenizer
+
+from spark import LocalEngine
+from spark.engines.base import SamplingParams
+from spark.serve.local import LocalBackend
+from spark.serve.metrics import Metrics
+from spark.serve.nodes import ServedTree
+from spark.serve.plan import Request
+from spark.serve.protocol import Branching
+from spark.serve.tree import TreeRun
+from spark.serve.trees import Limits, Trees
+
+PROMPT = prompt(11)
+THRESHOLD = 3.9
+BRANCHY = {"policy": "entropy", "roots": 2, "entropy_threshold": THRESHOLD}
+
+
+@asynccontextmanager
+async def served(
+    blocks: int = 1024, **limits: Any
+) -> AsyncGenerator[tuple[Trees, LocalEngine, CollectorRegistry], None]:
+    registry = CollectorRegistry()
+    async with LocalEngine(
+        tiny("qwen3"), num_blocks=blocks, block_size=8, tokenizer=tokenizer()
+    ) as engine:
+        backend = LocalBackend(engine, tokenizer(), "tiny")
+        yield Trees(backend, Limits(**limits), Metrics(registry)), engine, registry
+
+
+def request(n: int = 8, tokens: list[int] = PROMPT, **settings: Any) -> Request:
+    branching = Branching.model_validate(settings.pop("branching", BRANCHY))
+    params = SamplingParams(**{"max_tokens": 24, "seed": 5} | settings)
+    return Request(tokens=tokens, n=n, params=params, branching=branching)
+
+
+async def grow(trees: Trees, asked: Request) -> tuple[ServedTree, TreeRun]:
+    async with trees.run(asked) as (tree, run):
+        async for _ in run.events():
+            pass
+    return tree, run
+
+
+def facts(tree: ServedTree, run: TreeRun) -> list[Any]:
+    """Everything that must repeat: the tree's shape and its tokens."""
+    return [
+        [(n.node.parent, n.start, n.node.tokens, n.stop, n.node.trigger) for n in tree.nodes],
+        [(leaf.lineage, leaf.node.id, leaf.inherited) for leaf in run.leaves],
+    ]
+
+
+def test_a_tree_is_a_function_of_its_request() -> None:
+    async def check() -> None:
+        async with served() as (trees, engine, _):
+            alone = facts(*await grow(trees, request()))
+            others = [grow(trees, request(seed=seed, max_tokens=40)) for seed in range(6)]
+            among, *_ = await asyncio.gather(grow(trees, request()), *others)
+            assert facts(*among) == alone
+            assert engine.stats()["recomputed"] == 0
+        # a pool that preempts makes leaves run at very different paces
+        async with served(blocks=18) as (trees, engine, _):
+            assert facts(*await grow(trees, request())) == alone
+            assert engine.stats()["preemptions"] > 0
+
+    asyncio.run(check())
+
+
+def test_nodes_make_the_leaves_and_count_each_token_once() -> None:
+    async def check() -> None:
+        async with served() as (trees, engine, registry):
+            tree, run = await grow(trees, request())
+            assert len(run.leaves) == 8 and run.cost.shared > 0
+            assert all(leaf.node.tokens() == leaf.tokens for leaf in run.leaves)
+            assert all(len(leaf.tokens) == 11 + 24 for leaf in run.leaves)
+            sampled = sum(sum(n.node.sampled) for n in tree.nodes)
+            assert sampled == run.cost.generated == engine.stats()["generated"]
+            assert run.cost.generated + run.cost.shared == 8 * 24
+            assert sum(tree.weight(leaf.node) for leaf in run.leaves) == pytest.approx(1)
+            count = registry.get_sample_value
+            assert count("spark:generated_tokens_total") == run.cost.generated
+            assert count("spark:reused_tokens_total") == run.cost.shared
+            assert count("spark:forks_total", {"path": "exact"}) == 7
+            await trees.delete(tree.id)
+            assert engine.stats()["blocks_in_use"] == 0
+
+    asyncio.run(check())
+
+
+def test_children_resample_the_flagged_token() -> None:
+    async def check() -> None:
+        async with served() as (trees, _, _):
+            tree, _ = await grow(trees, request())
+            heads = [n for n in tree.nodes if n.stop == "fork"]
+            assert heads
+            for head in heads:
+                tails = [n for n in tree.nodes if n.parent is head]
+                assert len(tails) >= 2
+                entropies = {round(tail.node.entropies[0], 3) for tail in tails}
+                assert len(entropies) == 1 and entropies.pop() > BRANCHY["entropy_threshold"]
+                assert all(
+                    value <= BRANCHY["entropy_threshold"] for value in head.node.entropies[1:]
+                )
+
+    asyncio.run(check())
+
+
+def test_greedy_leaves_equal_the_plain_continuation() -> None:
+    async def check() -> None:
+        async with served() as (trees, engine, _):
+            _, run = await grow(trees, request(temperature=0.0, branching=BRANCHY | {"roots": 1}))
+            assert len(run.leaves) > 2
+            assert all(leaf.tokens[11:] == greedy("qwen3", PROMPT, 24) for leaf in run.leaves)
+            assert engine.stats()["recomputed"] == 0
+
+    asyncio.run(check())
+
+
+def test_a_leaf_goes_on_behind_a_tools_answer() -> None:
+    async def check() -> None:
+        async with served() as (trees, engine, _):
+            tree, run = await grow(trees, request())
+            for leaf in run.leaves[:3]:
+                for _ in range(2):
+                    behind = {"tree": tree.id, "from": leaf.node.id}
+                    asked = request(1, [1, 2, 3], temperature=0.0, branching=behind)
+                    same, more = await grow(trees, asked)
+                    whole = [*leaf.tokens, 1, 2, 3]
+                    assert same is tree
+                    assert more.leaves[0].tokens == [*whole, *greedy("qwen3", whole, 24)]
+            assert engine.stats()["recomputed"] == 0
+            cut = {"tree": tree.id, "from": run.leaves[0].node.id, "fork_at": 13}
+            _, early = await grow(trees, request(1, [], temperature=0.0, branching=cut))
+            head = run.leaves[0].tokens[:13]
+            assert early.leaves[0].tokens == [*head, *greedy("qwen3", head, 24)]
+            assert early.cost.recomputed == 0
+
+    asyncio.run(check())
