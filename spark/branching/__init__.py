@@ -1,9 +1,9 @@
-"""Where a tree branches (rules) and how often it may (budgets)."""
+"""Where a tree branches (rules), grows further (planners), and how often it may (budgets)."""
 
 from spark.branching.budgets import TreeBudget
 from spark.registry import Registry
 
-__all__ = ["RULES", "TreeBudget"]
+__all__ = ["PLANNERS", "RULES", "SCORES", "TreeBudget"]
 
 RULES = Registry(
     "rule",
@@ -13,5 +13,17 @@ RULES = Registry(
         "random": "spark.branching.rules:RandomRule",
         "fixed": "spark.branching.rules:FixedRule",
         "none": "spark.branching.rules:NoRule",
+        "arpo": "spark.branching.rules:ArpoRule",
+        "segment": "spark.branching.rules:SegmentRule",
+        "score": "spark.branching.score:ScoreRule",
+    },
+)
+SCORES = Registry("score", {"novelty": "spark.branching.score:state_novelty"})
+PLANNERS = Registry(
+    "planner",
+    {
+        "refill": "spark.branching.planners:RefillPlanner",
+        "random": "spark.branching.planners:RandomPlanner",
+        "entropy": "spark.branching.planners:EntropyPlanner",
     },
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -30,6 +31,14 @@ class State:
     """Seed of the tree; with `lineage` and `turn` it makes random rules repeatable."""
     sample_trigger: str | None = None
     """The engine's mid-generation trigger, when sampling paused at one."""
+    observations: tuple[str, ...] = ()
+    """What the environment said so far on the path; the copies would answer the last one."""
+    first_entropies: tuple[float, ...] = ()
+    """Entropy of each token of the path's first decision, nats."""
+    path_sampled: int = 0
+    """Tokens sampled on the path."""
+    max_entropy: float = float("inf")
+    """Entropy of the uniform distribution over the vocabulary, nats."""
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -51,8 +60,42 @@ class BranchRule(Protocol):
         """Mid-generation trigger used with `branch_at="within"`; None = the rule has none."""
         ...
 
-    def decide(self, state: State) -> Decision:
-        """Return how many continuations `state` deserves."""
+    def decide(self, state: State) -> Decision | Awaitable[Decision]:
+        """Return how many continuations `state` deserves, at once or when awaited."""
+        ...
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Spot:
+    """A state that trajectories which have ended went through: they may be continued from it."""
+
+    lineage: tuple[int, ...]
+    """Of the trajectory that went on from it; the prompt, from where all start, has ()."""
+    turn: int
+    """The decision taken there, from 0."""
+    entropies: list[float]
+    """Entropy of each token of that decision, nats; none for the prompt."""
+    grown: int = 0
+    """How many trajectories a planner has started there already."""
+    seed: int
+    """Seed of the tree."""
+
+
+class Planner(Protocol):
+    """Grows a finished tree further, in rounds: each sees what the rounds before it have added.
+
+    Planners are dataclasses; `RolloutConfig` fills the fields that it has under the same name.
+    """
+
+    trigger: str
+    """Why: noted on the node that is grown from."""
+
+    def plan(self, spots: Sequence[Spot], spare: int, number: int) -> list[int]:
+        """Return the spots (by index, the same one several times or not) to grow from.
+
+        `spots` come in the order (turn, lineage), the prompt first; `spare` leaves are left, and
+        what is beyond them is ignored; `number` counts the rounds from 0. [] ends the growing.
+        """
         ...
 
 

@@ -81,6 +81,51 @@ class FixedRule:
 
 
 @dataclass(kw_only=True, frozen=True)
+class ArpoRule:
+    """The answer to an observation begins less sure than the first decision did (ARPO).
+
+    arXiv 2507.19849: the state after an observation branches with probability
+    P = probability + entropy_weight * dH, dH being the rise of the mean entropy of the first 20
+    tokens since the first decision, in units of that of the uniform distribution (0.5 and 0.2
+    there, where entropies are estimated from ten log-probabilities; here they are exact). The
+    copies sample the same decision: use it with `branch_at="flagged"`.
+    """
+
+    width: int = 2
+    probability: float = 0.5
+    entropy_weight: float = 0.2
+    watch = None
+
+    def decide(self, state: State) -> Decision:
+        """Branch by chance; the first decision, which has seen no answer yet, never does."""
+        if state.turn == 0 or not state.entropies or not state.first_entropies:
+            return Decision()
+        rise = fmean(state.entropies[:20]) - fmean(state.first_entropies[:20])
+        chance = self.probability + self.entropy_weight * rise / state.max_entropy
+        lucky = unit_float("branch", state.seed, state.lineage, state.turn) < chance
+        return Decision(width=self.width, trigger="entropy") if lucky else Decision()
+
+
+@dataclass(kw_only=True, frozen=True)
+class SegmentRule:
+    """Branch after every segment of a fixed number of tokens, whatever it says (TreePO).
+
+    arXiv 2508.17445, with segments of 512 tokens; a segment ends here with the decision in which
+    the path's sampled tokens pass a multiple of `segment_tokens`.
+    """
+
+    width: int = 2
+    segment_tokens: int = 512
+    watch = None
+
+    def decide(self, state: State) -> Decision:
+        """Branch when the decision has completed a segment."""
+        before = state.path_sampled - len(state.entropies)
+        done = state.path_sampled // self.segment_tokens > before // self.segment_tokens
+        return Decision(width=self.width, trigger="segment") if done else Decision()
+
+
+@dataclass(kw_only=True, frozen=True)
 class NoRule:
     """Independent chains: nothing ever branches."""
 

@@ -173,6 +173,10 @@ class PooledEnv:
         """`step` without holding up the event loop."""
         return await self._aside(self.step, action)
 
+    async def restore_async(self, snapshot: Record) -> None:
+        """`restore` without holding up the event loop."""
+        await self._aside(self.restore, snapshot)
+
     async def fork_async(self) -> PooledEnv:
         """`fork` without holding up the event loop."""
         return await self._aside(self.fork)

@@ -116,7 +116,7 @@ class Session:
         """Return game by game whether the policy solved it."""
         config = self.recipe.eval
         one_each = replace(
-            self.recipe.rollout, rule="none", leaves=1, roots=1, temperature=config.temperature
+            chain_config(self.recipe.rollout), leaves=1, roots=1, temperature=config.temperature
         )
         seed = derive_seed("evaluate", split, config.seed)
         trees = self.rollout(self.eval_games(split), one_each, seed)
@@ -129,4 +129,4 @@ class Session:
 
 def chain_config(config: RolloutConfig) -> RolloutConfig:
     """Return `config` with as many leaves, each an independent trajectory from the prompt."""
-    return replace(config, rule="none", roots=config.leaves)
+    return replace(config, rule="none", planner="none", roots=config.leaves)

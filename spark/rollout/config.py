@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
-from spark.branching import RULES, TreeBudget
-from spark.branching.base import BranchAt, BranchRule, Budget
+from spark.branching import PLANNERS, RULES, TreeBudget
+from spark.branching.base import BranchAt, BranchRule, Budget, Planner
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -20,11 +20,11 @@ class RolloutConfig:
     leaves: int = 8
     """N: trajectories per tree at most."""
     roots: int = 4
-    """M: trajectories that start at the prompt; with rule "none" all N do."""
+    """M: trajectories that start at the prompt; with neither rule nor planner all N do."""
     width: int = 2
     """B: continuations of a state that branches."""
     rule: str = "spark"
-    """spark, entropy, random, fixed or none."""
+    """spark, entropy, random, fixed, arpo, segment, score or none."""
     branch_at: BranchAt = "next"
     """next: execute the flagged decision, fork for the next one (the paper); flagged: sample the
     flagged decision B times; within: fork in the middle of it, at the rule's trigger."""
@@ -33,9 +33,17 @@ class RolloutConfig:
     entropy_of: Literal["mean", "max"] = "mean"
     """Rule entropy: how a decision's token entropies are pooled."""
     probability: float = 0.2
-    """Rule random: probability that a decision branches."""
+    """Rules random and arpo: probability that a decision branches."""
     fixed_turns: tuple[int, ...] = ()
     """Rule fixed: decisions that branch, from 0."""
+    entropy_weight: float = 0.2
+    """Rule arpo: what a full rise of the entropy adds to the probability."""
+    segment_tokens: int = 512
+    """Rule segment: sampled tokens after which a path branches."""
+    score: str = "novelty"
+    """Rule score: novelty, or a function of the state, "module:name"."""
+    score_above: float = 5.0
+    """Rule score: a state with a higher score branches."""
 
     pacing: Literal["paced", "first_come"] = "paced"
     """paced: release the N - M spare leaves evenly over the episode; first_come: at once."""
@@ -44,8 +52,15 @@ class RolloutConfig:
     root_cap: int | None = None
     """Spare leaves one root's descendants may get; None = no limit, but when paced twice the even
     share."""
-    refill: bool = False
-    """Start further trajectories at the prompt when leaves are left over; else leave them empty."""
+    planner: str = "none"
+    """What the leaves left over are for once all trajectories have ended: none, refill (anew at
+    the prompt), random or entropy. Until then ended leaves keep their KV and environments."""
+    plan_spots: int = 2
+    """Planners random and entropy: states grown from in a round (random: for every root)."""
+    plan_rounds: int = 1
+    """Planners random and entropy: rounds."""
+    plan_penalty: float = 0.5
+    """Planner entropy: nats taken from a state for every trajectory already started there."""
     max_generated_tokens: int | None = None
     """Tokens a tree may sample, split evenly over its leaves; None = no limit."""
     max_seconds: float | None = None
@@ -73,7 +88,8 @@ class RolloutConfig:
     runs in this process cannot be interrupted."""
 
     def __post_init__(self) -> None:
-        for name in ("leaves", "roots", "horizon", "max_tokens"):
+        whole = ("leaves", "roots", "horizon", "max_tokens", "segment_tokens")
+        for name in (*whole, "plan_spots", "plan_rounds"):
             self._need(name, getattr(self, name) >= 1, "must be at least 1")
         self._need("roots", self.roots <= self.leaves, f"must not exceed leaves={self.leaves}")
         if self.rule != "none":
@@ -93,19 +109,22 @@ class RolloutConfig:
         self._need("min_p", 0 <= self.min_p < 1, "must lie in [0, 1)")
         if self.branch_at == "within" and self.make_rule().watch is None:
             raise ValueError(f'branch_at="within" needs a rule with a trigger, not {self.rule!r}')
-        RULES[self.rule]
+        self.make_rule()
+        self.make_planner()
 
     @property
     def start(self) -> int:
         """Trajectories that start at the prompt."""
-        return self.leaves if self.rule == "none" else self.roots
+        return self.leaves if self.rule == self.planner == "none" else self.roots
 
     def make_rule(self) -> BranchRule:
         """Build the rule from the fields of this configuration that it shares."""
-        rule = RULES[self.rule]
-        known = {field.name for field in fields(self)}
-        shared = [field.name for field in fields(rule) if field.name in known]
-        return rule(**{name: getattr(self, name) for name in shared})
+        rule: BranchRule = self._filled(RULES[self.rule])
+        return rule
+
+    def make_planner(self) -> Planner | None:
+        """Build the planner in the same way; None where there is none."""
+        return None if self.planner == "none" else self._filled(PLANNERS[self.planner])
 
     def make_budget(self) -> Budget:
         """Build the budget of one tree."""
@@ -120,6 +139,11 @@ class RolloutConfig:
             tokens=self.max_generated_tokens,
             seconds=self.max_seconds,
         )
+
+    def _filled(self, kind: Any) -> Any:
+        known = {field.name for field in fields(self)}
+        shared = [field.name for field in fields(kind) if field.name in known]
+        return kind(**{name: getattr(self, name) for name in shared})
 
     def _need(self, name: str, holds: bool, remedy: str) -> None:
         if not holds:

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from inspect import isawaitable
 from typing import Any, Literal
 
 from spark.branching.base import BranchAt, State
 from spark.core import Node, Tree
-from spark.engines.base import ContextError, Engine, SamplingParams
+from spark.engines.base import Engine
 from spark.envs.base import Env, EnvSource
 from spark.rollout.ask import ask, text_of
-from spark.rollout.chat import ACTION_CLOSE, Chat, command_of
+from spark.rollout.chat import Chat
 from spark.rollout.config import RolloutConfig
 from spark.rollout.constraint import ActionTrie
+from spark.rollout.player import Player
 from spark.rollout.record import Record
+from spark.rollout.spots import Stand, Stands
 from spark.rollout.trajectory import End, Trajectory, add_given
 from spark.rollout.turnstile import Turnstile
-from spark.seeds import derive_seed
-
-NOTHING_HAPPENS = "Nothing happens."
-"""Answer to a decision that contains no command; the environment is not asked."""
 
 Kind = Literal["turn", "fork", "leaf", "error"]
 
@@ -44,6 +44,20 @@ class TreeRun:
         self.rule = self.config.make_rule()
         self.budget = self.config.make_budget()
         self.turnstile = Turnstile()
+        self.player = Player(
+            engine=self.engine,
+            chat=self.chat,
+            config=self.config,
+            trie=self.trie,
+            budget=self.budget,
+            record=self.record,
+            seed=self.seed,
+        )
+        self.stands = Stands(
+            planner=self.config.make_planner(),
+            engine=self.engine,
+            seconds=self.config.step_seconds,
+        )
         self.group: asyncio.TaskGroup
 
     async def grow(self) -> Tree:
@@ -60,26 +74,68 @@ class TreeRun:
             self.record.add(prompt, -1, ())
             seq = await self.engine.open(prompt.tokens)
             first = Trajectory(
-                seq=seq, env=env, lineage=(), parent=0, admissible=info.get("admissible"), turn=-1
+                seq=seq,
+                env=env,
+                lineage=(),
+                parent=0,
+                admissible=info.get("admissible"),
+                turn=-1,
+                observations=(observation,),
+                children=self.config.start,
             )
-            await self._from_prompt(first, 0, self.config.start)
-            missing = self.config.leaves - len(self.record.ended)
-            if self.config.refill and missing > 0 and not self.budget.expired():
-                self.budget.close()
-                await self._from_prompt(first, self.config.start, missing)
+            await self.stands.keep(first)
+            await self._finish(await self._children(first, self.config.start, "next", 0))
+            await self._grow_further()
         except Exception as error:
             self._failed(error, -1, (), 0)
         finally:
+            for kept in self.stands.owners():
+                if kept.seq != seq:
+                    await self._free(kept.env, kept.seq)
             await self._free(env, seq)
-        shown = ("rule", "branch_at", "pacing", "leaves", "roots", "width", "horizon")
+        shown = ("rule", "branch_at", "pacing", "planner", "leaves", "roots", "width", "horizon")
         plan = {name: getattr(self.config, name) for name in shown}
         return self.record.tree(self.task, self.seed, {"config": plan})
 
-    async def _from_prompt(self, first: Trajectory, number: int, count: int) -> None:
-        """Run `count` trajectories from the prompt, and what branches from them, to the end."""
-        roots = await self._children(first, count, "next", number)
+    async def _finish(self, trajectories: list[Trajectory]) -> None:
+        """Run trajectories, and what branches from them, to the end."""
         async with asyncio.TaskGroup() as self.group:
-            self._start(roots)
+            self._start(trajectories)
+
+    async def _grow_further(self) -> None:
+        """Let the planner use the leaves that are left over, round after round."""
+        number = 0
+        while not self.budget.expired():
+            spare = self.config.leaves - len(self.record.ended)
+            chosen = self.stands.chosen(spare, number, self.seed)
+            started = [each for stand, count in chosen for each in await self._again(stand, count)]
+            if not started:
+                return
+            self.budget.close()
+            await self._finish(started)
+            number += 1
+
+    async def _again(self, stand: Stand, count: int) -> list[Trajectory]:
+        """Return `count` new trajectories from a kept state; a failure leaves the others alone."""
+        owner, then = stand.owner, stand.then
+        then.lineage = owner.lineage
+        try:
+            await ask(owner.env, "restore", stand.snapshot, seconds=self.config.step_seconds)
+            seqs, envs = await self._forked(then, count, stand.length)
+        except Exception as error:
+            self._failed(error, then.turn, then.lineage, then.parent)
+            return []
+        node, planner = self.record.nodes[then.parent], self.stands.planner
+        assert planner is not None
+        node.trigger = node.trigger or (planner.trigger if then.parent else None)
+        self.record.account.forks += count if then.parent else 0
+        self.record.account.reused += count * then.path_sampled
+        if then.env.fork_kind == "replay":
+            self.record.account.env_steps_replayed += then.steps
+        born = zip(seqs, envs, strict=True)
+        number, owner.children = owner.children, owner.children + count
+        stand.grown += count
+        return [then.born(seq, env, number + i, "within") for i, (seq, env) in enumerate(born)]
 
     def _start(self, trajectories: list[Trajectory]) -> None:
         """Let trajectories run; all have their places before the first one moves."""
@@ -92,7 +148,8 @@ class TreeRun:
         """Advance one trajectory to its end; whatever happens, what it holds is freed."""
         try:
             while t.end is None:
-                t.end = self._spent(t) or await self._turn(t)
+                await self.stands.keep(t)
+                t.end = self.player.spent(t) or await self._turn(t)
         except Exception as error:
             t.end = "error"
             self.record.close(t)
@@ -100,15 +157,9 @@ class TreeRun:
         finally:
             self.turnstile.leave(t)
             self.record.ended.append(t)
-            await self._free(t.env, t.seq)
+            if not self.stands.needs(t):
+                await self._free(t.env, t.seq)
         self.notify("leaf", 1)
-
-    def _spent(self, t: Trajectory) -> End | None:
-        """Return which budget has run out for `t`, if any."""
-        if self.budget.expired():
-            return "seconds"
-        limit = self.budget.leaf_tokens
-        return "tokens" if limit is not None and t.own_sampled >= limit else None
 
     async def _turn(self, t: Trajectory) -> End | None:
         """Take one decision, act on it, branch where the rule and the budget say so."""
@@ -117,11 +168,11 @@ class TreeRun:
             return "context"
         if self.config.branch_at == "flagged":
             await self._branch(t, "flagged")
-        end = await self._act(t)
+        end = await self.player.act(t)
         if end is not None:
             return end
         # a trajectory whose budget is spent ends here, and what has ended does not branch
-        if self.config.branch_at == "next" and self._spent(t) is None:
+        if self.config.branch_at == "next" and self.player.spent(t) is None:
             await self._branch(t, "next")
         t.next_turn()
         self.turnstile.move(t, t.turn, t.lineage)
@@ -130,76 +181,14 @@ class TreeRun:
     async def _decide(self, t: Trajectory) -> str:
         """Sample the current decision to its end and return why it ended."""
         while True:
-            sample = await self.engine.sample(t.seq, self._params(t))
-            t.add_sampled(sample)
-            self.record.account.generated += len(sample.tokens)
-            self.record.weight_version = sample.weight_version
+            watching = self.config.branch_at == "within" and t.may_branch
+            sample = await self.player.sample(t, self.rule.watch if watching else None)
             self.notify("turn", len(sample.tokens))
             if sample.finish_reason != "trigger":
                 return sample.finish_reason
-            if self._room(t) <= 0:
+            if self.player.room(t) <= 0:
                 return "length"
             await self._branch(t, "within", sample.trigger)
-
-    def _room(self, t: Trajectory) -> int:
-        """Return how many more tokens the current decision may take."""
-        room = self.config.max_tokens - len(t.decision)
-        limit = self.budget.leaf_tokens
-        return room if limit is None else min(room, limit - t.own_sampled)
-
-    def _params(self, t: Trajectory) -> SamplingParams:
-        config = self.config
-        constraint = None
-        if self.trie is not None and t.admissible:
-            constraint = self.trie.constraint(t.admissible, before=t.decision)
-        watching = config.branch_at == "within" and t.may_branch
-        return SamplingParams(
-            max_tokens=self._room(t),
-            temperature=config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
-            min_p=config.min_p,
-            seed=derive_seed("sample", self.seed, t.lineage, t.turn),
-            stop=(ACTION_CLOSE,),
-            stop_token_ids=self.chat.stop_token_ids,
-            constraint=constraint,
-            watch=self.rule.watch if watching else None,
-        )
-
-    async def _act(self, t: Trajectory) -> End | None:
-        """Execute the decision, append the environment's answer, return why `t` ends if it does."""
-        node = t.node
-        assert node is not None, "a decision has at least one token"
-        self.record.close(t)
-        command = command_of(self.chat.decode(t.decision))
-        if command is None and self._spent(t) == "tokens":
-            return "tokens"
-        observation, over = NOTHING_HAPPENS, False
-        node.invalid = command is None or (t.admissible is not None and command not in t.admissible)
-        t.invalid += node.invalid
-        if command is not None:
-            answer = await ask(t.env, "step", command, seconds=self.config.step_seconds)
-            said, reward, terminated, truncated, info = answer
-            observation = text_of(said)
-            t.steps += 1
-            self.record.account.env_steps += 1
-            node.reward = float(reward)
-            t.won = bool(info.get("won"))
-            t.admissible = info.get("admissible")
-            over = terminated or truncated
-        if over:
-            return "environment"
-        if self.config.invalid_limit is not None and t.invalid >= self.config.invalid_limit:
-            return "invalid"
-        if t.turn + 1 >= self.config.horizon:
-            return "horizon"
-        reply = self.chat.reply(observation, after=t.decision)
-        try:
-            await self.engine.extend(t.seq, reply)
-        except ContextError:
-            return "context"
-        add_given(node, reply)
-        return None
 
     async def _branch(self, t: Trajectory, at: BranchAt, sample_trigger: str | None = None) -> None:
         """Ask the rule and the budget, and fork if both agree; `t` goes on as child 0."""
@@ -214,8 +203,14 @@ class TreeRun:
                 lineage=t.lineage,
                 seed=self.seed,
                 sample_trigger=sample_trigger,
+                observations=t.observations,
+                first_entropies=t.first_entropies,
+                path_sampled=t.path_sampled,
+                max_entropy=math.log(len(self.chat.tokenizer)),
             )
         )
+        if isawaitable(wish):
+            wish = await wish
         if wish.width < 2:
             return
         granted = await self._granted(t, wish.width - 1)
@@ -249,24 +244,28 @@ class TreeRun:
         self, t: Trajectory, count: int, at: BranchAt, number: int
     ) -> list[Trajectory]:
         """Fork the environment and the sequence of `t`; children are numbered from `number`."""
-        envs: list[Env] = []
         tip = self.engine.length(t.seq)
+        cut = tip - len(t.decision) if at == "flagged" else tip
+        seqs, envs = await self._forked(t, count, cut)
+        if at == "within":
+            self.record.close(t)
+        born = zip(seqs, envs, strict=True)
+        return [t.born(seq, env, number + i, at) for i, (seq, env) in enumerate(born)]
+
+    async def _forked(self, t: Trajectory, count: int, length: int) -> tuple[list[int], list[Env]]:
+        """Return `count` forks of the first `length` tokens of `t` and of its environment."""
+        envs: list[Env] = []
         try:
             for _ in range(count):
                 envs.append(await ask(t.env, "fork", seconds=self.config.step_seconds))
-            seqs = await self.engine.fork(
-                t.seq, count, at=tip - len(t.decision) if at == "flagged" else None
-            )
+            seqs = await self.engine.fork(t.seq, count, at=length)
         except BaseException:
             for env in envs:
                 await self._free(env, None)
             raise
         if t.env.fork_kind == "replay":
             self.record.account.env_steps_replayed += count * t.steps
-        if at == "within":
-            self.record.close(t)
-        born = zip(seqs, envs, strict=True)
-        return [t.born(seq, env, number + i, at) for i, (seq, env) in enumerate(born)]
+        return seqs, envs
 
     def _failed(self, error: Exception, turn: int, lineage: tuple[int, ...], node: int) -> None:
         self.record.failed(error, turn, lineage, node)

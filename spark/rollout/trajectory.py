@@ -41,6 +41,12 @@ class Trajectory:
     """Environment steps on the path from the prompt."""
     invalid: int = 0
     """Inadmissible commands so far."""
+    observations: tuple[str, ...] = ()
+    """What the environment said so far."""
+    first_entropies: tuple[float, ...] = ()
+    """Of the path's first decision, once it is taken."""
+    children: int = 1
+    """Number of the next child that a planner starts from it."""
     won: bool = False
     may_branch: bool = True
     """False for the rest of a turn in which it was born by resampling, or was refused."""
@@ -53,6 +59,8 @@ class Trajectory:
 
     def next_turn(self) -> None:
         """Begin the next decision."""
+        if self.turn == 0:
+            self.first_entropies = tuple(self.entropies)
         self.turn += 1
         self.decision, self.entropies = [], []
         self.may_branch = True
@@ -71,6 +79,8 @@ class Trajectory:
             path_sampled=self.path_sampled,
             steps=self.steps,
             invalid=self.invalid,
+            observations=self.observations,
+            first_entropies=self.first_entropies,
         )
         if at == "next":
             twin.next_turn()

@@ -8,7 +8,15 @@ import pytest
 
 from spark.branching import RULES
 from spark.branching.base import Decision, State
-from spark.branching.rules import EntropyRule, FixedRule, NoRule, RandomRule, SparkRule
+from spark.branching.rules import (
+    ArpoRule,
+    EntropyRule,
+    FixedRule,
+    NoRule,
+    RandomRule,
+    SegmentRule,
+    SparkRule,
+)
 
 STATE = State(text="", entropies=[0.5, 1.5], turn=3, horizon=9, lineage=(1, 0), seed=7)
 ALONE = Decision()
@@ -53,6 +61,38 @@ def test_fixed_and_none() -> None:
     assert NoRule().decide(STATE) == ALONE
 
 
+def test_arpo_branches_more_often_where_the_entropy_has_risen() -> None:
+    def rate(now: float, first: float) -> float:
+        rule = ArpoRule(probability=0.5, entropy_weight=0.2)
+        states = [
+            replace(
+                STATE,
+                seed=s,
+                entropies=[now] * 20 + [99.0],
+                first_entropies=(first,),
+                max_entropy=2,
+            )
+            for s in range(2000)
+        ]
+        return sum(rule.decide(state).width == 2 for state in states) / len(states)
+
+    # five standard errors
+    for now, first, chance in ((0.5, 0.5, 0.5), (2.0, 0.0, 0.7), (0.0, 2.0, 0.3)):
+        assert abs(rate(now, first) - chance) < 5 * 0.5 / 2000**0.5
+    first_turn = replace(STATE, turn=0, entropies=[5.0], max_entropy=1.0)
+    assert ArpoRule(probability=1.0).decide(first_turn) == ALONE
+
+
+def test_segments_end_where_their_tokens_are_complete() -> None:
+    rule, said = SegmentRule(width=4, segment_tokens=10), [0.0] * 4
+    ends = [
+        total
+        for total in range(4, 44, 4)
+        if rule.decide(replace(STATE, entropies=said, path_sampled=total)).width == 4
+    ]
+    assert ends == [12, 20, 32, 40]
+
+
 def test_unknown_rule_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="unknown rule 'sparks'; known: entropy, fixed, none"):
+    with pytest.raises(ValueError, match="unknown rule 'sparks'; known: arpo, entropy,"):
         RULES["sparks"]

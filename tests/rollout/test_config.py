@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from spark.branching.planners import EntropyPlanner
 from spark.branching.rules import EntropyRule, FixedRule, NoRule, RandomRule, SparkRule
 from spark.rollout import RolloutConfig
 
@@ -33,6 +34,9 @@ from spark.rollout import RolloutConfig
         ("min_p", 1.0),
         ("invalid_limit", 0),
         ("step_seconds", 0),
+        ("segment_tokens", 0),
+        ("plan_spots", 0),
+        ("plan_rounds", 0),
     ],
 )
 def test_bad_values_name_their_field(field: str, value: Any) -> None:
@@ -41,10 +45,19 @@ def test_bad_values_name_their_field(field: str, value: Any) -> None:
 
 
 def test_unknown_rule_and_impossible_switch() -> None:
-    with pytest.raises(ValueError, match="unknown rule 'sparkle'; known: entropy"):
+    with pytest.raises(ValueError, match="unknown rule 'sparkle'; known: arpo, entropy"):
         RolloutConfig(rule="sparkle")
     with pytest.raises(ValueError, match='branch_at="within" needs a rule with a trigger'):
         RolloutConfig(rule="random", branch_at="within")
+
+
+def test_unknown_planners_and_scores() -> None:
+    with pytest.raises(ValueError, match="unknown planner 'mcts'; known: entropy, random, refill"):
+        RolloutConfig(planner="mcts")
+    with pytest.raises(ValueError, match="unknown score 'value'; known: novelty"):
+        RolloutConfig(rule="score", score="value")
+    with pytest.raises(ValueError, match="score='nowhere:value' cannot be imported"):
+        RolloutConfig(rule="score", score="nowhere:value")
 
 
 def test_rules_get_their_fields() -> None:
@@ -55,6 +68,14 @@ def test_rules_get_their_fields() -> None:
     fixed = RolloutConfig(rule="fixed", fixed_turns=(2,)).make_rule()
     assert fixed == FixedRule(fixed_turns=(2,))
     assert RolloutConfig(rule="none", width=1).make_rule() == NoRule()
+
+
+def test_planners_get_their_fields() -> None:
+    config = RolloutConfig(planner="entropy", plan_spots=3, plan_rounds=4, plan_penalty=1.0)
+    planner = EntropyPlanner(plan_spots=3, plan_rounds=4, plan_penalty=1.0)
+    assert config.make_planner() == planner
+    assert RolloutConfig().make_planner() is None
+    assert RolloutConfig(rule="none", planner="random").start == 4
 
 
 def test_budget_defaults() -> None:
