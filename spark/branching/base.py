@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -52,7 +52,8 @@ class Decision:
 class BranchRule(Protocol):
     """Decides where a trajectory is worth more than one continuation.
 
-    Rules are dataclasses; `RolloutConfig` fills the fields that it has under the same name.
+    Rules are dataclasses; `RolloutConfig` fills the fields that it has under the same name. A rule
+    that must wait for its answer has a coroutine `decide_async` beside `decide`.
     """
 
     @property
@@ -60,8 +61,8 @@ class BranchRule(Protocol):
         """Mid-generation trigger used with `branch_at="within"`; None = the rule has none."""
         ...
 
-    def decide(self, state: State) -> Decision | Awaitable[Decision]:
-        """Return how many continuations `state` deserves, at once or when awaited."""
+    def decide(self, state: State) -> Decision:
+        """Return how many continuations `state` deserves."""
         ...
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from importlib import import_module
-from inspect import isawaitable
-from typing import Any
+from inspect import isawaitable, iscoroutinefunction
 
 from spark.branching import SCORES
 from spark.branching.base import Decision, State
@@ -32,13 +31,19 @@ class ScoreRule:
     def __post_init__(self) -> None:
         find_score(self.score)
 
-    def decide(self, state: State) -> Decision | Awaitable[Decision]:
-        """Branch when the score lies above the threshold."""
-        value: Any = find_score(self.score)(state)
-        return self._later(value) if isawaitable(value) else self._decision(value)
+    def decide(self, state: State) -> Decision:
+        """Branch when the score lies above the threshold. Raises ValueError for an async score."""
+        score = find_score(self.score)
+        if iscoroutinefunction(score):
+            raise ValueError(f"score={self.score!r} is async, which only a rollout can wait for")
+        value = score(state)
+        assert not isawaitable(value)
+        return self._decision(value)
 
-    async def _later(self, value: Awaitable[float]) -> Decision:
-        return self._decision(await value)
+    async def decide_async(self, state: State) -> Decision:
+        """Return the same, waiting for the score where it is async."""
+        value = find_score(self.score)(state)
+        return self._decision(await value if isawaitable(value) else value)
 
     def _decision(self, value: float) -> Decision:
         chosen = value > self.score_above

@@ -6,7 +6,6 @@ import asyncio
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from inspect import isawaitable
 from typing import Any, Literal
 
 from spark.branching.base import BranchAt, State
@@ -194,23 +193,21 @@ class TreeRun:
         """Ask the rule and the budget, and fork if both agree; `t` goes on as child 0."""
         if not t.may_branch:
             return
-        wish = self.rule.decide(
-            State(
-                text=self.chat.decode(t.decision),
-                entropies=t.entropies,
-                turn=t.turn,
-                horizon=self.config.horizon,
-                lineage=t.lineage,
-                seed=self.seed,
-                sample_trigger=sample_trigger,
-                observations=t.observations,
-                first_entropies=t.first_entropies,
-                path_sampled=t.path_sampled,
-                max_entropy=math.log(len(self.chat.tokenizer)),
-            )
+        state = State(
+            text=self.chat.decode(t.decision),
+            entropies=t.entropies,
+            turn=t.turn,
+            horizon=self.config.horizon,
+            lineage=t.lineage,
+            seed=self.seed,
+            sample_trigger=sample_trigger,
+            observations=t.observations,
+            first_entropies=t.first_entropies,
+            path_sampled=t.path_sampled,
+            max_entropy=math.log(len(self.chat.tokenizer)),
         )
-        if isawaitable(wish):
-            wish = await wish
+        slow = getattr(self.rule, "decide_async", None)
+        wish = self.rule.decide(state) if slow is None else await slow(state)
         if wish.width < 2:
             return
         granted = await self._granted(t, wish.width - 1)

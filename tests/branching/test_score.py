@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -58,10 +58,8 @@ def test_scores_of_the_user_plain_and_async() -> None:
     rule = ScoreRule(score=f"{__name__}:turn_of", score_above=2)
     assert rule.decide(STATE) == Decision(width=2, trigger="score")
     assert rule.decide(replace(STATE, turn=2)) == Decision()
-    answer = ScoreRule(score=f"{__name__}:later", score_above=3).decide(STATE)
-    assert isinstance(answer, Awaitable)
-
-    async def wait() -> Decision:
-        return await answer
-
-    assert asyncio.run(wait()) == Decision(width=2, trigger="score")
+    waiting = ScoreRule(score=f"{__name__}:later", score_above=3)
+    for each in (rule, waiting):
+        assert asyncio.run(each.decide_async(STATE)) == Decision(width=2, trigger="score")
+    with pytest.raises(ValueError, match="is async, which only a rollout can wait for"):
+        waiting.decide(STATE)
