@@ -6,7 +6,7 @@ namespace {
 
 using torch::stable::Tensor;
 
-void kv_fork(std::vector<Tensor> buffers, Tensor pairs, bool nhd) {
+void kv_fork(const std::vector<Tensor>& buffers, const Tensor& pairs, bool nhd) {
   std::vector<void*> pointers;
   SparkKvFork args = kv_fork_arguments(buffers, pairs, nhd, pointers);
   spark_cpu_kv_fork(&args);

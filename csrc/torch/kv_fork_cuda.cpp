@@ -9,7 +9,7 @@ namespace {
 
 using torch::stable::Tensor;
 
-void kv_fork(std::vector<Tensor> buffers, Tensor pairs, bool nhd) {
+void kv_fork(const std::vector<Tensor>& buffers, const Tensor& pairs, bool nhd) {
   std::vector<void*> pointers;
   SparkKvFork args = kv_fork_arguments(buffers, pairs, nhd, pointers);
   const int32_t device = buffers[0].get_device_index();

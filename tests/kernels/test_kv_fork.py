@@ -82,6 +82,7 @@ def test_bytes_around_a_view_stay():
         ([(-1, 2, 1)], r"blocks must be in \[0, 12\)"),
         ([(0, 2, 9)], r"used tokens must be in \[0, 8\], got \[\(0, 2, 9\)\]"),
         ([(0, 2, -1)], "used tokens"),
+        ([(0, 2), (3, 4, 5, 6)], r"int64 \[n, 3\]"),
         ([(0, 2)], r"int64 \[n, 3\]"),
         ([(0, 2, 1.5)], r"int64 \[n, 3\]"),
     ],
