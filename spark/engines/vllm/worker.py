@@ -1,0 +1,18 @@
+"""The worker's part: a model runner that samples, scores and takes branches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from spark.engines.vllm.options import Options
+
+
+def install(runner: Any, chosen: Options) -> None:
+    """Turn vLLM's model runner, whose model is not loaded yet, into one that branches."""
+    if runner.vllm_config.use_v2_model_runner:
+        from spark.engines.vllm.runner_v2 import BranchingV2 as Branching
+    else:
+        from spark.engines.vllm.runner_v1 import BranchingV1 as Branching
+    own = type(runner)
+    runner.__class__ = type(f"Spark{own.__name__}", (Branching, own), {})
+    runner.branching = chosen

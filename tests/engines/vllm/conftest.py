@@ -1,0 +1,55 @@
+"""Real vLLM on the CPU, in fp32, with small random models written by transformers."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+if importlib.util.find_spec("vllm.sampling_params") is None:
+    collect_ignore_glob = ["test_*.py"]
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+# the engine core in this process: starts in seconds, and a test can look into it
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return family -> folder of a saved random model with its tokenizer."""
+    from models import save
+
+    root = tmp_path_factory.mktemp("models")
+    return functools.cache(lambda family: save(family, root / family))
+
+
+@pytest.fixture(scope="module")
+def engines(models: Any) -> Iterator[Any]:
+    """Return a maker of in-process engines; equal settings give the same engine."""
+    from harness import Harness
+
+    made: dict[tuple, Harness] = {}
+
+    def make(family: str = "qwen3", **settings: Any) -> Harness:
+        key = (family, *sorted((name, str(value)) for name, value in settings.items()))
+        if key not in made:
+            made[key] = Harness(models(family), **settings)
+        return made[key]
+
+    make.made = made
+    yield make
+    for harness in made.values():
+        harness.close()

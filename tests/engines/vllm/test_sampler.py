@@ -1,0 +1,180 @@
+"""Spark's sampler inside vLLM: the same distributions as vLLM's, exact where there is no chance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from harness import Harness
+from models import VOCAB, greedy, logits, prompt
+from scipy.stats import chi2
+from vllm import SamplingParams
+from vllm.sampling_params import StructuredOutputsParams
+
+from spark.engines.vllm.branch import Branch
+
+pytestmark = pytest.mark.vllm
+
+STOCK = {"branching": "spark", "branching_sampler": "stock"}
+DRAWS, TOKENS = 1200, prompt(21, 1)
+CASES = {
+    "plain": {"temperature": 1.0},
+    "hot": {"temperature": 1.7},
+    "top_k": {"temperature": 1.3, "top_k": 9},
+    "top_p": {"temperature": 1.3, "top_p": 0.8},
+    "min_p": {"temperature": 1.5, "min_p": 0.05},
+    "all three": {"temperature": 1.6, "top_k": 30, "top_p": 0.9, "min_p": 0.02},
+    "penalties": {"temperature": 1.2, "repetition_penalty": 1.8, "presence_penalty": 0.5},
+    "bias": {"temperature": 1.2, "logit_bias": {3: 4.0, 50: -2.0}},
+    "allowed": {"temperature": 1.2, "allowed_token_ids": [1, 2, 3, 30, 31, 32, 33, 64, 96]},
+    "bad words": {"temperature": 1.2, "top_p": 0.9, "_bad_words_token_ids": [[5], [7], [61]]},
+}
+
+
+def counts(harness: Harness, params: dict) -> torch.Tensor:
+    """Return int64 [VOCAB]: how often each token was drawn first, by many unseeded requests."""
+    chosen = dict(params)
+    bad = chosen.pop("_bad_words_token_ids", None)
+    sampling = SamplingParams(n=DRAWS // 60, max_tokens=1, **chosen)
+    sampling._bad_words_token_ids = bad
+    prompts = [{"prompt_token_ids": TOKENS}] * 60
+    outputs = harness.llm.generate(prompts, sampling, use_tqdm=False)
+    drawn = [c.token_ids[0] for output in outputs for c in output.outputs]
+    return torch.bincount(torch.tensor(drawn), minlength=VOCAB)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_same_distribution_as_vllms(engines: Any, case: str) -> None:
+    """G-test of two samples against each other; the probability of a false alarm is 1e-4."""
+    ours = counts(engines(), CASES[case])
+    theirs = counts(engines(branching=STOCK), CASES[case])
+    assert (ours > 0).sum() > 2
+    # what one of them never draws must be rare in the other as well
+    table = torch.stack((ours, theirs)).double()
+    rare = table.sum(0) < 10
+    table = torch.cat((table[:, ~rare], table[:, rare].sum(1, keepdim=True)), dim=1)
+    table = table[:, table.sum(0) > 0]
+    expected = table.sum(1, keepdim=True) * table.sum(0, keepdim=True) / table.sum()
+    g = 2 * (table * (table / expected).clamp(min=1e-300).log()).sum()
+    assert g < chi2.ppf(1 - 1e-4, table.shape[1] - 1)
+
+
+def test_greedy_is_exact_with_everything_on(engines: Any) -> None:
+    params = {
+        "temperature": 0.0,
+        "repetition_penalty": 1.3,
+        "frequency_penalty": 0.4,
+        "logit_bias": {4: 1.5},
+        "min_tokens": 5,
+        "stop_token_ids": list(range(0, VOCAB, 3)),
+        "allowed_token_ids": [t for t in range(VOCAB) if t % 7],
+        "max_tokens": 20,
+    }
+    found = []
+    for branching in ({"branching": "spark"}, STOCK, {}):
+        harness: Harness = engines(branching=branching)
+        found.append(harness.run(TOKENS, **params).tokens)
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) > 5
+
+
+def test_a_seed_fixes_the_draws_in_any_company(engines: Any) -> None:
+    harness: Harness = engines()
+    params = {"temperature": 1.0, "seed": 17, "max_tokens": 20}
+    alone = harness.run(TOKENS, **params).tokens
+    for index in range(9):
+        harness.add(f"s{index}", prompt(30 + index), temperature=1.0, max_tokens=5 + index)
+    harness.step(2)
+    harness.add("late", TOKENS, **params)
+    harness.add("other", TOKENS, **{**params, "seed": 18})
+    harness.finish()
+    assert harness.streams["late"].tokens == alone
+    assert harness.streams["other"].tokens != alone
+    harness.streams.clear()
+
+
+def test_unseeded_requests_differ(engines: Any) -> None:
+    harness: Harness = engines()
+    for index in range(4):
+        harness.add(f"r{index}", TOKENS, temperature=1.5, max_tokens=10)
+    harness.finish()
+    assert len({tuple(stream.tokens) for stream in harness.streams.values()}) == 4
+    harness.streams.clear()
+
+
+def test_masks_leave_the_scores_of_the_whole_vocabulary(engines: Any) -> None:
+    harness: Harness = engines()
+    allowed = [2, 11, 40, 96]
+    params = {"temperature": 1.0, "seed": 2, "max_tokens": 6, "allowed_token_ids": allowed}
+    harness.add("masked", TOKENS, Branch(), **params)
+    harness.finish()
+    stream = harness.streams.pop("masked")
+    assert set(stream.tokens) <= set(allowed)
+    logp = logits("qwen3", TOKENS + stream.tokens)[len(TOKENS) - 1 : -1].log_softmax(-1)
+    kept = logp[:, allowed].logsumexp(-1)
+    entropy = -(logp.exp() * logp).sum(-1)
+    assert (torch.tensor(stream.scores.log_kept_mass) - kept).abs().max() < 2e-5
+    assert (torch.tensor(stream.scores.entropies) - entropy).abs().max() < 5e-6
+
+
+def text(harness: Harness, tokens: list[int]) -> str:
+    """Return the text of `tokens` without the end that closes a grammar."""
+    return harness.llm.get_tokenizer().decode(tokens).removesuffix("<|end|>")
+
+
+@pytest.mark.parametrize("branching", [{"branching": "spark"}, STOCK])
+def test_grammar(engines: Any, branching: dict) -> None:
+    """A grammar is obeyed and scored as a mask; a forked child goes on inside it."""
+    harness: Harness = engines(branching=branching)
+    choices = ["look at the desk", "open drawer one and take a key", "take a key"]
+    grammar = {"structured_outputs": StructuredOutputsParams(choice=choices)}
+    params = {"temperature": 1.0, "seed": 1, "max_tokens": 40, **grammar}
+    tokens = harness.llm.get_tokenizer().encode("then")
+    harness.add("parent", tokens, Branch(name="p", hold=True), **params)
+    harness.finish()
+    parent = harness.streams.pop("parent")
+    assert text(harness, parent.tokens) in choices
+    assert any(mass < -0.5 for mass in parent.scores.log_kept_mass)
+    cut = len(parent.tokens) // 2
+    for seed in range(3):
+        child = Branch(parent="p", fork_at=len(tokens) + cut, prompt_length=len(tokens))
+        given = tokens + parent.tokens[:cut]
+        harness.add(f"child{seed}", given, child, **{**params, "seed": seed})
+    harness.finish()
+    for seed in range(3):
+        stream = harness.streams.pop(f"child{seed}")
+        assert text(harness, parent.tokens[:cut] + stream.tokens) in choices
+        assert stream.scores.fork_path == "exact"
+    harness.release("p")
+
+
+def test_children_count_their_ancestors_tokens_as_output(engines: Any) -> None:
+    """Penalties, min_tokens, max_tokens and stop tokens as if sampled from the start."""
+    harness: Harness = engines()
+    params = {
+        "temperature": 0.0,
+        "repetition_penalty": 1.2,
+        "presence_penalty": 0.8,
+        "frequency_penalty": 0.3,
+        "min_tokens": 25,
+        "max_tokens": 40,
+        "stop_token_ids": greedy("qwen3", TOKENS, 60)[:40:5],
+    }
+    want = harness.run(TOKENS, **params).tokens
+    assert len(want) >= 25
+    random = {**params, "temperature": 0.9, "seed": 8}
+    want_random = harness.run(TOKENS, **random).tokens
+    for tokens, settings, name in ((want, params, "greedy"), (want_random, random, "random")):
+        harness.add(name, TOKENS, Branch(name=name, hold=True), **settings)
+        harness.until(name, 3)
+        for cut in (1, 2, 3, 11, 20, 24):
+            place = {"parent": name, "fork_at": len(TOKENS) + cut, "prompt_length": len(TOKENS)}
+            harness.add(f"{name}{cut}", TOKENS + tokens[:cut], Branch(**place), **settings)
+            harness.step(4)
+        harness.finish()
+        for cut in (1, 2, 3, 11, 20, 24):
+            assert harness.streams.pop(f"{name}{cut}").tokens == tokens[cut:], (name, cut)
+        assert harness.streams.pop(name).tokens == tokens
+        harness.release(name)
+    assert harness.leaked() == 0
