@@ -74,6 +74,13 @@ class SparkSampler(Sampler):
             )
         return output
 
+    def takes(self, metadata: Any) -> bool:
+        """Return whether Spark draws the tokens; said once where it cannot."""
+        reason = unsupported(self, metadata) if self.draws else None
+        if reason is not None:
+            logger.warning_once("spark: %s: vLLM's own sampler draws the tokens", reason)
+        return self.draws and reason is None
+
     def _score(
         self, logits: Tensor, allowed: Tensor | None, tokens: Tensor | None = None
     ) -> Scores:

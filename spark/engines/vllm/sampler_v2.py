@@ -21,7 +21,7 @@ from spark_kernels import score
 from spark_kernels.score.op import Scores
 
 BUILT_IN = 3
-"""Logits processors every sampler has: bias with min_tokens and allowed ids, penalties, bad words."""
+"""Logits processors of every sampler: bias (min_tokens, allowed ids), penalties, bad words."""
 
 
 class SparkSamplerV2(Sampler):
