@@ -1,0 +1,1 @@
+"""SGLang as an engine: a plugin that forks inside the stock engine, and clients of it."""

@@ -1,0 +1,47 @@
+"""The entry point of the group `sglang.srt.plugins`: SGLang calls it in every process it starts."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable
+from typing import Any
+
+from spark.engines.sglang import options
+from spark.engines.sglang.hooks import Hook, check_version, install
+
+
+def register() -> None:
+    """Add the `--branching` flag; where it was given, hook into this process or end it."""
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+    from sglang.srt.server_args import SAMPLING_BACKEND_CHOICES
+
+    SAMPLING_BACKEND_CHOICES.add("spark")
+    arguments = "sglang.srt.server_args.ServerArgs"
+    HookRegistry.register(f"{arguments}.add_cli_args", options.add_flags, HookType.AFTER)
+    HookRegistry.register(f"{arguments}.from_cli_args", on_flags, HookType.AROUND)
+    if options.current().active:
+        activate()
+
+
+def on_flags(original: Callable[..., Any], kind: type, args: Namespace) -> Any:
+    """The launcher's flags were parsed."""
+    chosen = options.from_flags(args)
+    chosen.export()
+    if chosen.active:
+        activate()
+    return original(kind, args)
+
+
+def activate() -> None:
+    """Install every hook; exit with a message where SGLang does not offer one."""
+    check_version()
+    install(engine_hooks())
+
+
+def engine_hooks() -> list[Hook]:
+    """Return the hooks of the engine under the current options."""
+    from spark.engines.sglang import fork, rows, sampler, scores
+
+    samples = options.current().sampler == "spark"
+    found = [*fork.HOOKS, *rows.hooks(), scores.on_runner(samples)]
+    return found + (sampler.hooks() if samples else [])

@@ -1,0 +1,119 @@
+"""`--sampling-backend spark`: one read of the logits gives the token and all its scores."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spark.engines.sglang.hooks import Hook
+from spark.engines.sglang.scores import draw
+
+log = logging.getLogger(__name__)
+NAME = "spark"
+
+
+def make_sampler() -> Any:
+    """Return a sampler of SGLang's that draws with the `score` op."""
+    from sglang.srt.layers.sampler import Sampler
+
+    class SparkSampler(Sampler):
+        """Falls back on SGLang's sampler for batches that ask for something `score` lacks."""
+
+        def forward(
+            self,
+            logits_output: Any,
+            sampling_info: Any,
+            return_logprob: bool,
+            top_logprobs_nums: list[int],
+            token_ids_logprobs: list[list[int]],
+            positions: Tensor,
+            **more: Any,
+        ) -> Tensor:
+            rows = getattr(sampling_info, "spark", None)
+            logits = logits_output.next_token_logits
+            if missing := lacking(self, rows, logits, sampling_info, more):
+                return self.stock(
+                    missing,
+                    rows,
+                    logits_output,
+                    sampling_info,
+                    return_logprob,
+                    top_logprobs_nums,
+                    token_ids_logprobs,
+                    positions,
+                    **more,
+                )
+            logits = self._preprocess_logits(logits, sampling_info)
+            rows.scores = draw(logits, sampling_info, rows, positions, None)
+            # a row without a valid token: its request is aborted where the scores arrive
+            tokens = rows.scores.tokens.clamp(min=0)
+            if return_logprob:
+                logprobs = torch.log_softmax(logits / sampling_info.temperatures, dim=-1)
+                self.output_logprob_processor.compute_logprobs(
+                    logprobs, top_logprobs_nums, token_ids_logprobs, tokens
+                ).write_output_to(logits_output)
+            self._sync_token_ids_across_tp(tokens, sampling_info)
+            return tokens
+
+        def stock(
+            self,
+            missing: str,
+            rows: Any,
+            logits_output: Any,
+            sampling_info: Any,
+            *args: Any,
+            **more: Any,
+        ) -> Tensor:
+            say_once(missing)
+            logits = logits_output.next_token_logits
+            kept = logits.clone() if rows is not None else None
+            if rows is not None and rows.allowed is not None:
+                from sglang.srt.constrained.xgrammar_backend import XGrammarGrammar
+
+                XGrammarGrammar.apply_vocab_mask(logits, rows.allowed)
+            tokens = super().forward(logits_output, sampling_info, *args, **more)
+            if rows is not None:
+                rows.scores = draw(kept, sampling_info, rows, None, tokens.long())
+            return tokens
+
+    return SparkSampler()
+
+
+def lacking(sampler: Any, rows: Any, logits: Tensor, info: Any, more: dict[str, Any]) -> str:
+    """Return what a batch needs and `score` does not do, or ""."""
+    if rows is None:
+        return "sampling tensors made without requests"
+    if logits.dtype not in (torch.float32, torch.bfloat16):
+        return f"{logits.dtype} logits"
+    if info.sampling_mask_batch_indices is not None:
+        return "return_sampling_mask"
+    if sampler.rl_on_policy_target is not None:
+        return "--rl-on-policy-target"
+    return "a watermark" if more.get("logprob_logits") is not None else ""
+
+
+@cache
+def say_once(missing: str) -> None:
+    """Log that batches with `missing` are left to SGLang's sampler."""
+    log.warning("%s: such batches are sampled by SGLang's own sampler", missing)
+
+
+def on_create(original: Callable[..., Any], backend: str | None = None) -> Any:
+    """A model runner makes its sampler."""
+    return original(NAME)
+
+
+def hooks() -> list[Hook]:
+    """Register the sampler and return the hook that selects it.
+
+    The name in SGLang's configuration stays that of the platform's own sampler, to fall back on.
+    """
+    from sglang.srt.layers.sampler import register_sampler_backend
+
+    register_sampler_backend(NAME, make_sampler)
+    return [Hook("sglang.srt.layers.sampler.create_sampler", "around", on_create)]
