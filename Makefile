@@ -9,7 +9,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 # the build tools of the environment come before the system's
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: setup run test test-slow test-vllm lint format bench clean
+.PHONY: setup run test test-slow test-vllm test-sglang lint format bench clean
 
 setup: $(VENV)/.built
 
@@ -61,6 +61,31 @@ $(VLLM)/.built: $(VLLM)/.engine $(VENV)/.built
 
 test-vllm: $(VLLM)/.built
 	$(VLLM)/bin/python -m pytest -m "vllm and not slow" tests/engines/vllm
+
+# SGLang excludes our transformers: an environment of its own; the next release lies on top of it
+SGLANG := .venv-sglang
+SGLANG_TESTS := tests/engines/sglang
+SGLANG_PIP := $(SGLANG)/bin/pip install --quiet --disable-pip-version-check
+SGLANG_RUN := SGLANG_USE_CPU_ENGINE=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(SGLANG)/bin/python -m pytest
+
+$(SGLANG)/.dependencies: $(SGLANG_TESTS)/requirements.txt pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(SGLANG)
+	$(SGLANG_PIP) torch==$$(sed -n 's/^torch==//p' constraints.txt)
+	$(SGLANG_PIP) --no-deps sglang==0.5.21 torchvision==0.28.0
+	$(SGLANG_PIP) --no-deps --upgrade --target $(SGLANG)/next sglang==0.5.23
+	$(SGLANG_PIP) -r $(SGLANG_TESTS)/requirements.txt
+	$(SGLANG_PIP) pytest hypothesis setuptools $$(sed -n '/^requires = /s/.*\[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
+	touch $@
+
+$(SGLANG)/.built: $(SGLANG)/.dependencies $(BUILD_INPUTS)
+	PATH="$(abspath $(SGLANG)/bin):$$PATH" SPARK_CUDA=OFF SPARK_BUILD_DIR=build/cmake-sglang \
+	  $(SGLANG_PIP) --no-build-isolation --no-deps -e .
+	touch $@
+
+test-sglang: $(SGLANG)/.built
+	PYTHONPATH=$(SGLANG_TESTS)/shims $(SGLANG_RUN) -m "sglang and not slow" $(SGLANG_TESTS)
+	PYTHONPATH=$(SGLANG_TESTS)/shims:$(SGLANG)/next $(SGLANG_RUN) -m "sglang and not slow" \
+	  $(SGLANG_TESTS) -k "next_release"
 
 lint: setup
 	$(BIN)/ruff check .
