@@ -143,9 +143,8 @@ class Claims:
         return tree is not None
 
     def forget(self) -> None:
-        """Forget everything without giving it back: the pool and the radix tree were reset."""
+        """Forget all claims without giving them back: pool and radix tree were reset."""
         self._trees.clear()
-        self.known.clear()
 
     def _claim(self, tree: str) -> Claim:
         claim = self._trees.pop(tree, None) or Claim()

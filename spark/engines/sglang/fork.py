@@ -27,9 +27,7 @@ def claims_of(scheduler: Any) -> Claims:
     return cache.spark_claims
 
 
-def on_generate(
-    original: Callable[..., Any], scheduler: Any, received: Any, **kwargs: Any
-) -> Any:
+def on_generate(original: Callable[..., Any], scheduler: Any, received: Any, **kwargs: Any) -> Any:
     """A request arrives: if it is a fork, keep what it shares; if it is wrong, refuse it."""
     try:
         member = member_of(received.sampling_params)
@@ -140,7 +138,7 @@ def on_allocated(result: Any, batch: Any) -> None:
 
 
 def on_release(req: Any, tree_cache: Any, *_: Any, **__: Any) -> None:
-    """A request gives its KV back: a finished member's stays claimed, a retracted one's does not."""
+    """A request gives its KV back: a finished member's stays claimed."""
     member = getattr(req, "spark", None)
     if member is not None and member.tree is not None and req.finished() and req.kv.holds_kv:
         claims = getattr(tree_cache, "spark_claims", None)
@@ -208,7 +206,5 @@ HOOKS = [
 ]
 if installed() >= (0, 5, 22):
     HOOKS.append(
-        Hook(
-            "sglang.srt.mem_cache.allocation._prefix_kv_indices", "around", versions.prefix_slots
-        )
+        Hook("sglang.srt.mem_cache.allocation._prefix_kv_indices", "around", versions.prefix_slots)
     )

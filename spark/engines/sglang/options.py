@@ -9,6 +9,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 VARIABLE = "SPARK_SGLANG"
+# flags of SGLang -> the only value that the hooks are made for
+REFUSED = {
+    "incremental_streaming_output": False,
+    "tokenizer_worker_num": 1,
+    "speculative_algorithm": None,
+    "disaggregation_mode": "null",
+    "disable_radix_cache": False,
+    "skip_tokenizer_init": False,
+    "pp_size": 1,
+}
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -46,12 +56,22 @@ def add_flags(result: Any, parser: ArgumentParser) -> None:
 
 
 def from_flags(args: Namespace) -> Options:
-    """Take the options out of parsed flags; `args` is left with what SGLang knows."""
+    """Take the options out of parsed flags; `args` is left with what SGLang knows.
+
+    Exits where flags do not go together.
+    """
     named = args.sampling_backend
     if named == "spark":
-        if args.branching == "none":
-            raise ValueError("--sampling-backend spark needs --branching spark")
         # what the stock sampler falls back on is SGLang's choice again
         args.sampling_backend = None
+    if args.branching == "none":
+        if named == "spark":
+            raise SystemExit("spark: --sampling-backend spark needs --branching spark")
+        return Options()
+    for name, value in REFUSED.items():
+        if getattr(args, name, value) != value:
+            raise SystemExit(
+                f"spark: --{name.replace('_', '-')} does not go with --branching spark: leave it out"
+            )
     sampler = "spark" if named in (None, "spark") else "stock"
     return Options(branching=args.branching, sampler=sampler)

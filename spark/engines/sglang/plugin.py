@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from spark.engines.sglang import options
 from spark.engines.sglang.hooks import Hook, check_version, install
 
 
-def register() -> None:
-    """Add the `--branching` flag; where it was given, hook into this process or end it."""
+ServerHooks = Callable[[Namespace], Iterable[Hook]]
+
+
+def register(server_hooks: ServerHooks | None = None) -> None:
+    """Add the `--branching` flag; where it was given, hook into this process or end it.
+
+    `server_hooks` makes the hooks that only the launcher, where HTTP is served, needs.
+    """
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
     from sglang.srt.server_args import SAMPLING_BACKEND_CHOICES
+
+    def on_flags(original: Callable[..., Any], kind: type, args: Namespace) -> Any:
+        chosen = options.from_flags(args)
+        chosen.export()
+        if chosen.active:
+            activate(server_hooks(args) if server_hooks is not None else ())
+        return original(kind, args)
 
     SAMPLING_BACKEND_CHOICES.add("spark")
     arguments = "sglang.srt.server_args.ServerArgs"
@@ -23,19 +36,10 @@ def register() -> None:
         activate()
 
 
-def on_flags(original: Callable[..., Any], kind: type, args: Namespace) -> Any:
-    """The launcher's flags were parsed."""
-    chosen = options.from_flags(args)
-    chosen.export()
-    if chosen.active:
-        activate()
-    return original(kind, args)
-
-
-def activate() -> None:
+def activate(more: Iterable[Hook] = ()) -> None:
     """Install every hook; exit with a message where SGLang does not offer one."""
     check_version()
-    install(engine_hooks())
+    install([*engine_hooks(), *more])
 
 
 def engine_hooks() -> list[Hook]:

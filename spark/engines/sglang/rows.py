@@ -26,10 +26,15 @@ class Rows:
     """int64 [B]; with the position it fixes the draw."""
     wanted: list[bool]
     """Whether the request asked for its scores."""
-    allowed: Tensor | None = None
-    """int32 [B, ceil(V / 32)]: the grammar's bitmask of this step."""
+    grammar: Any = None
+    """SGLang's grammar mask of this step, where it is a bitmask that `score` takes."""
     scores: Scores | None = None
     """What `score` said in this step."""
+
+    @property
+    def allowed(self) -> Tensor | None:
+        """int32 [B, ceil(V / 32)]: the grammar's bitmask of this step."""
+        return None if self.grammar is None else self.grammar.vocab_mask
 
     @classmethod
     def of(cls, reqs: list[Any], device: Any) -> Rows:

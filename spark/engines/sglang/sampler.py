@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from spark.engines.sglang.hooks import Hook
+from spark.engines.sglang.rows import Rows
 from spark.engines.sglang.scores import draw
 
 log = logging.getLogger(__name__)
@@ -34,12 +35,15 @@ def make_sampler() -> Any:
             positions: Tensor,
             **more: Any,
         ) -> Tensor:
-            rows = getattr(sampling_info, "spark", None)
+            rows: Rows | None = getattr(sampling_info, "spark", None)
             logits = logits_output.next_token_logits
-            if missing := lacking(self, rows, logits, sampling_info, more):
-                return self.stock(
-                    missing,
-                    rows,
+            missing = lacking(self, logits, sampling_info, more)
+            if rows is None or missing:
+                before = logits if rows is None else logits.clone()
+                say_once(missing or "sampling tensors made without requests")
+                if rows is not None and rows.grammar is not None:
+                    rows.grammar.apply(logits)
+                tokens: Tensor = super().forward(
                     logits_output,
                     sampling_info,
                     return_logprob,
@@ -48,6 +52,9 @@ def make_sampler() -> Any:
                     positions,
                     **more,
                 )
+                if rows is not None:
+                    rows.scores = draw(before, sampling_info, rows, None, tokens.long())
+                return tokens
             logits = self._preprocess_logits(logits, sampling_info)
             rows.scores = draw(logits, sampling_info, rows, positions, None)
             # a row without a valid token: its request is aborted where the scores arrive
@@ -60,34 +67,11 @@ def make_sampler() -> Any:
             self._sync_token_ids_across_tp(tokens, sampling_info)
             return tokens
 
-        def stock(
-            self,
-            missing: str,
-            rows: Any,
-            logits_output: Any,
-            sampling_info: Any,
-            *args: Any,
-            **more: Any,
-        ) -> Tensor:
-            say_once(missing)
-            logits = logits_output.next_token_logits
-            kept = logits.clone() if rows is not None else None
-            if rows is not None and rows.allowed is not None:
-                from sglang.srt.constrained.xgrammar_backend import XGrammarGrammar
-
-                XGrammarGrammar.apply_vocab_mask(logits, rows.allowed)
-            tokens = super().forward(logits_output, sampling_info, *args, **more)
-            if rows is not None:
-                rows.scores = draw(kept, sampling_info, rows, None, tokens.long())
-            return tokens
-
     return SparkSampler()
 
 
-def lacking(sampler: Any, rows: Any, logits: Tensor, info: Any, more: dict[str, Any]) -> str:
+def lacking(sampler: Any, logits: Tensor, info: Any, more: dict[str, Any]) -> str:
     """Return what a batch needs and `score` does not do, or ""."""
-    if rows is None:
-        return "sampling tensors made without requests"
     if logits.dtype not in (torch.float32, torch.bfloat16):
         return f"{logits.dtype} logits"
     if info.sampling_mask_batch_indices is not None:

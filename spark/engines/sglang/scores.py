@@ -34,9 +34,10 @@ class Observer:
         """
         rows: Rows = sampling_info.spark
         rows.scores = None
-        rows.allowed = _bitmask(sampling_info.grammar_mask, logits)
+        mask = sampling_info.grammar_mask
+        rows.grammar = mask if _is_bitmask(mask, logits) else None
         if self._samples:
-            if rows.allowed is not None:
+            if rows.grammar is not None:
                 sampling_info.grammar_mask = None
             return _Step(rows, sampling_info, None)
         return _Step(rows, sampling_info, logits.clone())
@@ -127,12 +128,11 @@ def draw(
     )
 
 
-def _bitmask(mask: Any, logits: Tensor) -> Tensor | None:
-    """Return a grammar's mask where it is a bitmask of the whole vocabulary, as `score` takes it."""
+def _is_bitmask(mask: Any, logits: Tensor) -> bool:
+    """Return whether a grammar's mask is what `score` takes: a bit for every token."""
     if mask is None or mask.vocab_mask.dtype != torch.int32:
-        return None
-    words = -(-logits.shape[1] // 32)
-    return mask.vocab_mask if list(mask.vocab_mask.shape) == [len(logits), words] else None
+        return False
+    return list(mask.vocab_mask.shape) == [len(logits), -(-logits.shape[1] // 32)]
 
 
 def on_runner(samples: bool) -> Hook:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from tiny_models import greedy, tiny, tokenizer
 from spark.engines.sglang.fork import RELEASE
 from spark.engines.sglang.options import Options
 
+CONTEXT = 4096
 SETTINGS = {
     "device": "cpu",
     "attention_backend": "torch_native",
@@ -29,8 +31,10 @@ SETTINGS = {
 
 
 def save_model(family: str, folder: Path) -> Path:
-    """Write the random tiny model of `family` for SGLang to load."""
+    """Write the random tiny model of `family` for SGLang to load, with room for long parents."""
     tiny(family).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": CONTEXT}))
     tokenizer().save_pretrained(folder)
     return folder
 
@@ -81,7 +85,7 @@ class Offline:
     async def stream(
         self, prompt: list[int], new: int, rid: str | None = None, **how: Any
     ) -> AsyncIterator[Output]:
-        """Yield the same growing output after every step; keywords the member lacks are SGLang's."""
+        """Yield the same growing output after every step; other keywords are SGLang's own."""
         spark = {name: how.pop(name) for name in SPARK if name in how}
         # SGLang aborts by prefix
         rid = rid or f"r{next(self._names):06d}"
@@ -98,9 +102,7 @@ class Offline:
 
     async def generate(self, prompt: list[int], new: int, **how: Any) -> Output:
         """Return the whole output."""
-        async for output in self.stream(prompt, new, **how):
-            pass
-        return output
+        return [output async for output in self.stream(prompt, new, **how)][-1]
 
     async def fork(
         self, parent: Output, prompt: list[int], at: int, new: int, **how: Any

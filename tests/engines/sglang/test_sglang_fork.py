@@ -18,7 +18,7 @@ async def forked_at(engine: Offline, seed: int, offset: int, new: int = 8) -> tu
     """Fork a running parent of a fresh prompt once it has `offset` tokens; stop it afterwards."""
     tokens, tree = prompt(11 + seed % 7, seed), f"tree{seed}"
     child = None
-    async for parent in engine.stream(tokens, 200, tree=tree):
+    async for parent in engine.stream(tokens, 2000, tree=tree):
         if child is None and len(parent.tokens) >= offset:
             child = asyncio.create_task(engine.fork(parent, tokens, offset, new, tree=tree))
         elif child is not None and child.done():
@@ -29,14 +29,14 @@ async def forked_at(engine: Offline, seed: int, offset: int, new: int = 8) -> tu
     assert parent.error is not None, "the parent had finished before its child was done"
     assert output.tokens == engine.greedy(tokens, offset + new)[offset:], f"at {offset}"
     assert output.meta["cached_tokens"] == len(tokens) + offset - 1, "recomputed one token"
-    assert parent.tokens == engine.greedy(tokens, 200)[: len(parent.tokens)]
+    assert parent.tokens[:80] == engine.greedy(tokens, 80)[: len(parent.tokens)]
     return parent, output
 
 
 def test_every_offset_of_a_running_parent(engine: Offline) -> None:
     async def all_offsets() -> None:
-        for first in range(0, len(OFFSETS), 16):
-            part = OFFSETS[first : first + 16]
+        for first in range(0, len(OFFSETS), 8):
+            part = OFFSETS[first : first + 8]
             await asyncio.gather(*(forked_at(engine, 100 + at, at) for at in part))
 
     engine.run(all_offsets())
@@ -47,9 +47,7 @@ def test_fan_out_of_sixteen_among_strangers(engine: Offline) -> None:
     want = engine.greedy(tokens, 60)
 
     async def fan_out() -> None:
-        strangers = [
-            asyncio.create_task(engine.generate(prompt(30 + i, 2), 40)) for i in range(4)
-        ]
+        strangers = [asyncio.create_task(engine.generate(prompt(30 + i, 2), 40)) for i in range(4)]
         kids: list[asyncio.Task[Output]] = []
         async for parent in engine.stream(tokens, 60, tree="fan"):
             if len(parent.tokens) >= 30 and not kids:

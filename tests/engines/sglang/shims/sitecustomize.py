@@ -31,7 +31,7 @@ class AfterImport(importlib.abc.MetaPathFinder):
 
 
 def skip_torchvision_fakes(library):
-    """A CUDA-built torchvision's operators do not load: there is no schema to register fakes for."""
+    """A CUDA-built torchvision's operators do not load: fakes have nothing to attach to."""
     original = library.register_fake
 
     def register_fake(op, *args, **kwargs):
@@ -59,9 +59,7 @@ def page_allocator_in_torch(kernels):
     def extend(prefix_lens, seq_lens, last_loc, free_pages, out, _, page_size):
         from sglang.srt.mem_cache.allocator.paged import alloc_extend_naive
 
-        alloc_extend_naive(
-            prefix_lens, seq_lens, last_loc, free_pages, out, page_size, out.device
-        )
+        alloc_extend_naive(prefix_lens, seq_lens, last_loc, free_pages, out, page_size, out.device)
 
     def decode(seq_lens, last_loc, free_pages, out, _, page_size):
         new = (seq_lens - 1) % page_size == 0
