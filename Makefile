@@ -83,9 +83,9 @@ $(SGLANG)/.built: $(SGLANG)/.dependencies $(BUILD_INPUTS)
 	touch $@
 
 test-sglang: $(SGLANG)/.built
-	PYTHONPATH=$(SGLANG_TESTS)/shims $(SGLANG_RUN) -m "sglang and not slow" $(SGLANG_TESTS)
-	PYTHONPATH=$(SGLANG_TESTS)/shims:$(SGLANG)/next $(SGLANG_RUN) -m "sglang and not slow" \
-	  $(SGLANG_TESTS) -k "next_release"
+	PYTHONPATH=$(abspath $(SGLANG_TESTS)/shims) $(SGLANG_RUN) -m "sglang and not slow" $(SGLANG_TESTS)
+	PYTHONPATH=$(abspath $(SGLANG_TESTS)/shims):$(abspath $(SGLANG)/next) $(SGLANG_RUN) -m "sglang and not slow" \
+	  $(SGLANG_TESTS)/test_sglang_fork.py -k "offset or finished or forks_of_forks"
 
 lint: setup
 	$(BIN)/ruff check .
