@@ -70,8 +70,7 @@ def from_flags(args: Namespace) -> Options:
         return Options()
     for name, value in REFUSED.items():
         if getattr(args, name, value) != value:
-            raise SystemExit(
-                f"spark: --{name.replace('_', '-')} does not go with --branching spark: leave it out"
-            )
+            flag = f"--{name.replace('_', '-')}"
+            raise SystemExit(f"spark: {flag} does not go with --branching spark: leave it out")
     sampler = "spark" if named in (None, "spark") else "stock"
     return Options(branching=args.branching, sampler=sampler)

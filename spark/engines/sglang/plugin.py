@@ -9,7 +9,6 @@ from typing import Any
 from spark.engines.sglang import options
 from spark.engines.sglang.hooks import Hook, check_version, install
 
-
 ServerHooks = Callable[[Namespace], Iterable[Hook]]
 
 
