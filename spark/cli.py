@@ -15,6 +15,7 @@ SUMMARIES = {
     "rollout": "roll out trees and write trees.jsonl: spark rollout RECIPE [--policy PATH]",
     "eval": "measure success on fixed tasks: spark eval RECIPE --policy PATH --split L0",
     "view": "draw a run: spark view RUN [--terminal]",
+    "serve": "answer OpenAI requests with trees: spark serve MODEL [--engine local|vllm|sglang]",
     "doctor": "say what is installed, what runs where, and why",
 }
 COMMANDS = Registry("command", {name: f"spark.commands.{name}:main" for name in SUMMARIES})

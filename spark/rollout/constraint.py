@@ -2,13 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from spark.rollout.chat import ACTION_CLOSE, ACTION_OPEN, Chat, command_of
 
 # token id -> what may follow; an empty dictionary ends a command
 Trie = dict[int, Any]
+
+
+class Opening:
+    """Tells whether a decision has just written the opening tag."""
+
+    def __init__(self, tag: str, decode: Callable[[Sequence[int]], str]) -> None:
+        """`decode` gives the text of tokens, special ones included."""
+        self.tag = tag
+        self._decode = decode
+        self._may_open: dict[int, bool] = {}
+
+    def __call__(self, decision: Sequence[int]) -> bool:
+        """Return True when the last token of `decision` completes the tag."""
+        last = decision[-1]
+        if last not in self._may_open:
+            self._may_open[last] = self.tag[-1] in self._decode([last])
+        return self._may_open[last] and self._decode(decision).rstrip().endswith(self.tag)
+
+
+def make_trie(sequences: Iterable[Sequence[int]]) -> Trie:
+    """Return the tree of `sequences`, each of which may be written."""
+    trie: Trie = {}
+    for sequence in sequences:
+        cursor = trie
+        for token in sequence:
+            cursor = cursor.setdefault(token, {})
+    return trie
+
+
+def paths(trie: Trie) -> Iterator[list[int]]:
+    """Yield the sequences that `trie` was made of."""
+    for token, below in trie.items():
+        yield from ([token, *path] for path in paths(below)) if below else [[token]]
 
 
 class ActionTrie:
@@ -22,10 +55,10 @@ class ActionTrie:
         """`exclude`: first words of commands to leave out, unless no other command remains."""
         self._chat = chat
         self._exclude = frozenset(exclude)
+        self._opens = Opening(ACTION_OPEN, chat.decode)
         self._opening = tuple(chat.encode(ACTION_OPEN))
         self._continuations: dict[str, list[int]] = {}
         self._tries: dict[tuple[str, ...], Trie] = {}
-        self._may_open: dict[int, bool] = {}
 
     def constraint(self, commands: Sequence[str], before: Sequence[int] = ()) -> ActionConstraint:
         """Return the constraint for one decision that already has the tokens `before`.
@@ -35,23 +68,11 @@ class ActionTrie:
         key = tuple(commands)
         if key not in self._tries:
             self._tries[key] = self._build(key)
-        return ActionConstraint(self, self._tries[key], before)
-
-    def opens(self, decision: Sequence[int]) -> bool:
-        """Return True when the last token of `decision` completes the opening tag."""
-        last = decision[-1]
-        if last not in self._may_open:
-            self._may_open[last] = ">" in self._chat.decode([last])
-        return self._may_open[last] and self._chat.decode(decision).rstrip().endswith(ACTION_OPEN)
+        return ActionConstraint(self._opens, self._tries[key], before)
 
     def _build(self, commands: tuple[str, ...]) -> Trie:
         kept = [c for c in commands if c.split()[:1] and c.split()[0] not in self._exclude]
-        trie: Trie = {}
-        for command in kept or commands:
-            cursor = trie
-            for token in self._continuation(command):
-                cursor = cursor.setdefault(token, {})
-        return trie
+        return make_trie(map(self._continuation, kept or commands))
 
     def _continuation(self, command: str) -> list[int]:
         """Return the tokens of `command` and the closing tag as they follow the opening tag."""
@@ -71,9 +92,9 @@ class ActionTrie:
 class ActionConstraint:
     """Walks the trie along one decision; `TokenConstraint` of the engine protocol."""
 
-    def __init__(self, tries: ActionTrie, trie: Trie, before: Sequence[int] = ()) -> None:
+    def __init__(self, opens: Opening, trie: Trie, before: Sequence[int] = ()) -> None:
         """`before`: tokens of the decision that were sampled by an earlier call."""
-        self._tries = tries
+        self._opens = opens
         self._trie = trie
         self._before = list(before)
         self._seen = 0
@@ -85,10 +106,15 @@ class ActionConstraint:
         self._walk([*self._before, *generated])
         return list(self._cursor) if self._cursor else None
 
+    def wire(self) -> dict[str, Any]:
+        """Return the constraint as JSON, for an engine in another process (docs/serving.md)."""
+        choices = list(paths(self._trie))
+        return {"opening": self._opens.tag, "choices": choices, "before": self._before}
+
     def _walk(self, decision: list[int]) -> None:
         for end in range(self._seen + 1, len(decision) + 1):
             if self._cursor is None:
-                self._cursor = self._trie if self._tries.opens(decision[:end]) else None
+                self._cursor = self._trie if self._opens(decision[:end]) else None
             else:
                 self._cursor = self._cursor.get(decision[end - 1], {})
         self._seen = len(decision)

@@ -78,6 +78,11 @@ class Backend(Protocol):
     """
 
     @property
+    def name(self) -> str:
+        """Name of the engine, e.g. "vllm"."""
+        ...
+
+    @property
     def model(self) -> str:
         """Name that clients know the model by."""
         ...
@@ -95,6 +100,16 @@ class Backend(Protocol):
     @property
     def vocab_size(self) -> int:
         """Width of the logits."""
+        ...
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end a generation unless the client says otherwise."""
+        ...
+
+    @property
+    def failure(self) -> str | None:
+        """Why the engine answers nothing any more; None while it does."""
         ...
 
     @property

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping
+from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spark.engines.base import FinishReason, Sample
 from spark.engines.local import LocalEngine
@@ -19,6 +20,7 @@ class LocalBackend:
     appended, so that earlier places stay there to fork from.
     """
 
+    name = "local"
     options: frozenset[str] = frozenset()
     constrains = True
 
@@ -26,10 +28,16 @@ class LocalBackend:
         """`tokenizer` is the one that `engine` was made with; `model` the name to serve it by."""
         self.engine, self.tokenizer, self.model = engine, tokenizer, model
         self.vocab_size = engine.shape.vocab_size
+        self.eos_token_ids = eos_token_ids(engine.model, tokenizer)
         # a model without a limit is limited by the pool
         self.context = engine.shape.context or engine.capacity
         self._seqs: dict[str, int] = {}
         self._tasks: dict[str, asyncio.Task[Sample]] = {}
+
+    @property
+    def failure(self) -> str | None:
+        """Why the engine answers nothing any more."""
+        return self.engine.failure
 
     async def generate(self, request: LeafRequest) -> AsyncGenerator[Delta, None]:
         """Stream the tokens of one leaf; see `spark.serve.backend.Backend.generate`."""
@@ -101,6 +109,13 @@ class LocalBackend:
         # the token sampled last was not computed by anybody yet
         again = 0 if running and held else max(0, at - 1 - min(known, held))
         return seq, Fork(path="recompute" if again else "exact", recomputed=again)
+
+
+def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Return what the model's generation config calls end of text, else the tokenizer does."""
+    config: Any = model.generation_config
+    ends = tokenizer.eos_token_id if config.eos_token_id is None else config.eos_token_id
+    return tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
 
 
 def last_token(sample: Sample, reason: FinishReason | None) -> Delta:

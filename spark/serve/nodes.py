@@ -129,14 +129,16 @@ class ServedTree:
     requests: count[int] = field(default_factory=count)
     last_used: float = field(default_factory=time.monotonic)
 
-    def adopt(self, leaves: Iterable[ServedNode]) -> None:
-        """Number the new nodes on the paths to `leaves`: parents first, in the leaves' order."""
+    def adopt(self, leaves: Iterable[ServedNode]) -> list[ServedNode]:
+        """Number and return the new nodes on the paths to `leaves`, parents first."""
+        before = len(self.nodes)
         for leaf in leaves:
             for node in leaf.path():
                 if node.id < 0:
                     node.id = len(self.nodes)
                     node.node.parent = None if node.parent is None else node.parent.id
                     self.nodes.append(node)
+        return self.nodes[before:]
 
     def weight(self, node: ServedNode) -> float:
         """Return the product of 1 / (number of siblings) on the path to `node`."""

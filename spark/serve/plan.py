@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from spark.branching.base import BranchRule
-from spark.engines.base import SamplingParams
+from spark.engines.base import SamplingParams, TokenConstraint
 from spark.serve.backend import Backend
 from spark.serve.leaf import leaf_id
 from spark.serve.nodes import ServedNode, ServedTree, given
 from spark.serve.protocol import Branching, RequestError
+
+Constrain = Callable[[list[int]], TokenConstraint]
+"""Makes a leaf's own constraint; takes the output tokens that the leaf starts with."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -21,8 +25,10 @@ class Request:
     """The prompt, or with `branching.tree` what is new behind the leaf."""
     n: int
     params: SamplingParams
+    """`constraint` is None: every leaf gets its own from `constrain`."""
     branching: Branching
     options: dict[str, Any] = field(default_factory=dict)
+    constrain: Constrain | None = None
 
 
 @dataclass(kw_only=True, slots=True)
@@ -45,6 +51,7 @@ class Plan:
     params: SamplingParams
     """Seed and max_tokens are those of root 0."""
     options: dict[str, Any] = field(default_factory=dict)
+    constrain: Constrain | None = None
 
 
 def make_plan(tree: ServedTree, name: str, request: Request, backend: Backend) -> Plan:
@@ -82,7 +89,13 @@ def make_plan(tree: ServedTree, name: str, request: Request, backend: Backend) -
         rule=branching.rule(policy),
         params=request.params,
         options=request.options,
+        constrain=request.constrain,
     )
+
+
+def tokens_before(tree: ServedTree, branching: Branching) -> list[int]:
+    """Return the tokens behind which `branching` continues `tree`."""
+    return _place(tree, branching)[1]
 
 
 def _place(tree: ServedTree, branching: Branching) -> tuple[ServedNode | None, list[int]]:

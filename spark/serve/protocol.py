@@ -5,16 +5,41 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    StringConstraints,
+    ValidationError,
+)
 
 from spark.branching import RULES
 from spark.branching.base import BranchRule
 
-MOST_REPORTED = 200
+MOST_REPORTED = 120
 """Characters of a bad value that an error message repeats."""
 
 T = TypeVar("T", bound=BaseModel)
-TokenIds = list[Annotated[int, Field(ge=0)]]
+
+
+def token_ids(value: Any) -> list[int]:
+    """Return `value` if it is a list of token ids; stops at the first entry that is none."""
+    if not isinstance(value, list):
+        raise ValueError("must be a list of token ids")
+    for at, entry in enumerate(value):
+        if type(entry) is not int or entry < 0:
+            raise ValueError(f"entry {at} is {shown(entry)}, not a token id")
+    return value
+
+
+def shown(value: Any) -> str:
+    """Return a bad value as far as an error message repeats it."""
+    text = repr(value)
+    return text if len(text) <= MOST_REPORTED else text[:MOST_REPORTED] + "..."
+
+
+TokenIds = Annotated[list[int], PlainValidator(token_ids)]
 
 
 class RequestError(ValueError):
@@ -46,7 +71,7 @@ class Constraint(Strict):
 
     opening: str = Field(min_length=1, max_length=64)
     """The tag, e.g. "<action>"; choices start behind the token that completes it."""
-    choices: Annotated[list[Annotated[TokenIds, Field(min_length=1)]], Field(min_length=1)]
+    choices: list[TokenIds] = Field(min_length=1)
     before: TokenIds = []
     """Tokens of the decision that an earlier request sampled."""
 
@@ -62,16 +87,16 @@ class Branching(Strict):
     policy: str | None = None
     """A rule with a trigger inside a generation (spark, entropy), or "none": independent chains.
     None = the policy of the tree that is continued; spark for a new one."""
-    roots: int | None = Field(None, ge=1)
+    roots: int | None = Field(default=None, ge=1)
     """Generations that start at the prompt; the rest of `n` is for forks. None = 1, and `n` with
     policy "none"."""
-    width: int | None = Field(None, ge=2)
+    width: int | None = Field(default=None, ge=2)
     """Continuations of a state that branches; None = 2."""
-    max_depth: int | None = Field(None, ge=1)
+    max_depth: int | None = Field(default=None, ge=1)
     """Forks on the path of one leaf at most; None = no limit."""
     trigger: Annotated[str, StringConstraints(pattern=r"^<[A-Za-z][\w-]{0,31}>$")] | None = None
     """Policy spark: the opening tag; its closing tag forks. None = "<explore>"."""
-    entropy_threshold: float | None = Field(None, ge=0)
+    entropy_threshold: float | None = Field(default=None, ge=0)
     """Policy entropy: fork before a token drawn at an entropy, nats, above this; None = 1."""
     return_nodes: bool = True
     """Whether the answer lists the nodes."""
@@ -80,9 +105,9 @@ class Branching(Strict):
     constraint: Constraint | None = None
     tree: str | None = None
     """Continue this tree ..."""
-    from_node: int | None = Field(None, alias="from", ge=0)
+    from_node: int | None = Field(default=None, alias="from", ge=0)
     """... behind this node ..."""
-    fork_at: int | None = Field(None, ge=1)
+    fork_at: int | None = Field(default=None, ge=1)
     """... or behind this many tokens of the path that ends there, the prompt's included."""
     prefix: TokenIds | None = None
     """What the client takes the path's tokens to be; refused where they are not."""
@@ -155,6 +180,5 @@ def _first(error: ValidationError, path: str) -> RequestError:
         return RequestError(f"{param} is not a known field", param=param)
     if first["type"] == "missing":
         return RequestError(f"{param} is missing", param=param)
-    value = repr(first["input"])
-    shown = value if len(value) <= MOST_REPORTED else value[:MOST_REPORTED] + "..."
-    return RequestError(f"{param}={shown}: {first['msg']}", param=param)
+    told = first["msg"].removeprefix("Value error, ")
+    return RequestError(f"{param}={shown(first['input'])}: {told}", param=param)

@@ -35,6 +35,8 @@ class TreeRun:
         self.plan = plan
         self.cost = Cost(prompt=len(plan.tokens) - (plan.shared or 0))
         self.leaves: list[Leaf] = []
+        self.nodes: list[ServedNode] = []
+        """What the request added to the tree; known when all leaves have ended."""
         self.weight_version = 0
         self._backend, self._text, self._metrics = backend, text, metrics
         self._budget = TreeBudget(leaves=plan.n, roots=plan.roots)
@@ -107,7 +109,8 @@ class TreeRun:
 
     def _start(self, leaf: Leaf, source: str | None, shared: int | None) -> None:
         """Let `leaf` run in the engine."""
-        params = self.plan.params
+        params, constrain = self.plan.params, self.plan.constrain
+        output = leaf.tokens[len(self.plan.tokens) :]
         root = leaf.lineage == (0,)
         request = LeafRequest(
             id=leaf.id,
@@ -117,6 +120,7 @@ class TreeRun:
                 params,
                 max_tokens=params.max_tokens - leaf.inherited,
                 seed=params.seed if root else derive_seed("leaf", params.seed, leaf.lineage),
+                constraint=None if constrain is None else constrain(output),
             ),
             options=self.plan.options,
             parent=source,

@@ -7,10 +7,10 @@ import secrets
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 from spark.engines.text import TokenBytes
 from spark.serve.backend import Backend
+from spark.serve.limits import Limits
 from spark.serve.metrics import Metrics
 from spark.serve.nodes import ServedTree
 from spark.serve.plan import Request, make_plan
@@ -21,35 +21,15 @@ FULL_RETRY_S = 1
 """Seconds after which a refused client should try again."""
 
 
-@dataclass(kw_only=True, slots=True, frozen=True)
-class Limits:
-    """What a server takes on. Every field is a flag of `spark serve`."""
-
-    max_leaves: int = 64
-    """Leaf budget `n` of one request at most."""
-    max_running_leaves: int = 512
-    """Leaf budgets of all requests in progress at most; beyond it requests get 429."""
-    max_trees: int = 1024
-    """Trees kept for continuation or in progress; idle ones make room, oldest first."""
-    idle_seconds: float = 300.0
-    """A tree that nobody continues for so long is dropped."""
-    max_body_bytes: int = 32 * 2**20
-    """Largest request body."""
-
-    def __post_init__(self) -> None:
-        for name in ("max_leaves", "max_running_leaves", "max_trees", "max_body_bytes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.idle_seconds <= 0:
-            raise ValueError(f"idle_seconds={self.idle_seconds} must be > 0")
-
-
 class Trees:
     """Admits requests, keeps their trees, forgets the idle ones."""
 
     def __init__(self, backend: Backend, limits: Limits, metrics: Metrics) -> None:
         self.backend, self.limits, self.metrics = backend, limits, metrics
         self.text = TokenBytes(backend.tokenizer)
+        added = backend.tokenizer.added_tokens_decoder
+        self.special = frozenset(token for token, what in added.items() if what.special)
+        """Tokens that OpenAI clients do not see as text."""
         self._trees: dict[str, ServedTree] = {}
         self._runs: dict[TreeRun, ServedTree] = {}
         self._reserved = 0
@@ -72,7 +52,7 @@ class Trees:
         try:
             await self._make_room()
             yield tree, run
-            tree.adopt(leaf.node for leaf in run.leaves)
+            run.nodes = tree.adopt(leaf.node for leaf in run.leaves)
         finally:
             await run.close()
             del self._runs[run]
@@ -86,7 +66,7 @@ class Trees:
 
     async def delete(self, tree_id: str) -> None:
         """Drop a tree; requests that grow it fail. Raises RequestError when it is unknown."""
-        tree = self._known(tree_id)
+        tree = self.find(tree_id)
         for run in [run for run, grown in self._runs.items() if grown is tree]:
             run.fail(RequestError(f"tree {tree_id} was deleted", status=409))
         if tree.busy:
@@ -144,10 +124,11 @@ class Trees:
     def _tree(self, branching: Branching) -> ServedTree:
         """Return the tree to continue, or a new one that nobody knows yet."""
         if branching.tree is not None:
-            return self._known(branching.tree)
+            return self.find(branching.tree)
         return ServedTree(id=f"tree-{secrets.token_hex(8)}", policy=branching.policy or "spark")
 
-    def _known(self, tree_id: str) -> ServedTree:
+    def find(self, tree_id: str) -> ServedTree:
+        """Return a tree. Raises RequestError, with status 404, when there is none of that id."""
         if tree_id not in self._trees:
             raise RequestError(
                 f"branching.tree={tree_id[:80]!r} is unknown or has expired: send the whole prompt "

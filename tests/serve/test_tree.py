@@ -13,13 +13,14 @@ from tiny_models import greedy, prompt, tiny, tokenizer
 
 from spark import LocalEngine
 from spark.engines.base import SamplingParams
+from spark.serve.limits import Limits
 from spark.serve.local import LocalBackend
 from spark.serve.metrics import Metrics
 from spark.serve.nodes import ServedTree
 from spark.serve.plan import Request
 from spark.serve.protocol import Branching
 from spark.serve.tree import TreeRun
-from spark.serve.trees import Limits, Trees
+from spark.serve.trees import Trees
 
 PROMPT = prompt(11)
 THRESHOLD = 3.9

@@ -202,6 +202,11 @@ class LocalEngine:
         """Tokens the KV pool holds."""
         return self._scheduler.capacity
 
+    @property
+    def failure(self) -> str | None:
+        """Why the engine answers nothing any more; None while it does."""
+        return None if self._failure is None else repr(self._failure)
+
     def cached(self, seq: int) -> int:
         """Return how many tokens of `seq` have their KV in the pool now."""
         return self._known(seq).computed

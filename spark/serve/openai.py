@@ -1,0 +1,199 @@
+"""OpenAI's request bodies, checked field by field; what an engine cannot honour is refused."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator
+
+from spark.engines.base import SamplingParams
+from spark.serve.backend import Backend
+from spark.serve.plan import Constrain, Request
+from spark.serve.protocol import Branching, RequestError, Strict, TokenIds, parsed, token_ids
+
+# no influence on what is generated
+IGNORED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
+# value at which a field changes nothing, so that clients may send their defaults
+NEUTRAL: dict[str, Any] = {
+    "best_of": 1,
+    "echo": False,
+    "frequency_penalty": 0,
+    "length_penalty": 1,
+    "logit_bias": {},
+    "min_tokens": 0,
+    "presence_penalty": 0,
+    "repetition_penalty": 1,
+    "suffix": "",
+    "tool_choice": "auto",
+    "top_logprobs": 0,
+    "use_beam_search": False,
+}
+COMPLETION_TOKENS = 16
+"""OpenAI's default of `max_tokens` on /v1/completions."""
+
+
+def _strings(value: Any) -> tuple[str, ...]:
+    """Return OpenAI's `stop` as a tuple."""
+    strings = [value] if isinstance(value, str) else value or []
+    if not isinstance(strings, list) or not all(isinstance(s, str) and s for s in strings):
+        raise ValueError("must be a non-empty string or a list of them")
+    return tuple(strings)
+
+
+def _prompt(value: Any) -> str | list[int]:
+    if isinstance(value, list) and value and isinstance(value[0], str | list):
+        raise ValueError("one prompt a request; send further ones in requests of their own")
+    if isinstance(value, str):
+        return value
+    try:
+        return token_ids(value)
+    except ValueError as error:
+        raise ValueError(f"must be text or a list of token ids; {error}") from None
+
+
+class StreamOptions(Strict):
+    """What a stream ends with."""
+
+    include_usage: bool = False
+
+
+class Body(BaseModel):
+    """Fields that both routes share; unknown ones are looked at by `options_of`."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+    model: str | None = None
+    n: int = Field(default=1, ge=1)
+    """Leaf budget: most choices that the answer has."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=100)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    stop: Annotated[tuple[str, ...], PlainValidator(_strings)] = ()
+    stop_token_ids: TokenIds | None = None
+    ignore_eos: bool = False
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    return_token_ids: bool | None = False
+    branching: Branching | None = None
+
+
+class CompletionBody(Body):
+    """/v1/completions."""
+
+    prompt: Annotated[str | list[int], PlainValidator(_prompt)]
+    """Text or token ids; with `branching.tree` what is new behind the leaf, may be empty."""
+    logprobs: int | None = Field(default=None, ge=0)
+
+
+class Message(BaseModel):
+    """One message; the chat template sees all of its fields."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    role: str
+    content: str | list[dict[str, Any]] | None = None
+
+
+class ChatBody(Body):
+    """/v1/chat/completions."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    """The conversation; with `branching.tree` only the new turn."""
+    logprobs: bool | None = False
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    tools: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] = {}
+
+
+AnyBody = CompletionBody | ChatBody
+
+
+def parse_completion(record: Any, backend: Backend) -> CompletionBody:
+    """Return the checked body. Raises RequestError naming the field at fault."""
+    body = parsed(CompletionBody, record)
+    _check(body, backend)
+    if body.logprobs:
+        raise RequestError(
+            f"logprobs={body.logprobs}: only the sampled token's log-probability is known; use 0",
+            param="logprobs",
+        )
+    return body
+
+
+def parse_chat(record: Any, backend: Backend) -> ChatBody:
+    """Return the checked body. Raises RequestError naming the field at fault."""
+    body = parsed(ChatBody, record)
+    _check(body, backend)
+    return body
+
+
+def to_request(
+    body: Body, tokens: list[int], backend: Backend, constrain: Constrain | None
+) -> Request:
+    """Return what to run for `body` on `tokens`."""
+    if isinstance(body, ChatBody):
+        most = body.max_completion_tokens or body.max_tokens or backend.context
+    else:
+        most = body.max_tokens or COMPLETION_TOKENS
+    return Request(
+        tokens=tokens,
+        n=body.n,
+        params=SamplingParams(
+            max_tokens=most,
+            temperature=1.0 if body.temperature is None else body.temperature,
+            top_k=max(0, body.top_k or 0),
+            top_p=1.0 if body.top_p is None else body.top_p,
+            min_p=body.min_p or 0.0,
+            seed=secrets.randbits(62) if body.seed is None else body.seed,
+            stop=body.stop,
+            stop_token_ids=_stop_ids(body, backend),
+        ),
+        branching=body.branching or Branching(policy="none", keep=False),
+        options=options_of(body, backend),
+        constrain=constrain,
+    )
+
+
+def options_of(body: Body, backend: Backend) -> dict[str, Any]:
+    """Return the fields that only this engine honours. Raises RequestError for any other."""
+    options = {}
+    for name, value in (body.model_extra or {}).items():
+        if name in backend.options:
+            options[name] = value
+        elif not (name in IGNORED or value is None or NEUTRAL.get(name, object()) == value):
+            raise RequestError(
+                f"{name} is not supported by this server's engine: leave it out", param=name
+            )
+    return options
+
+
+def _stop_ids(body: Body, backend: Backend) -> tuple[int, ...]:
+    ends = () if body.ignore_eos else backend.eos_token_ids
+    return (*(body.stop_token_ids or ()), *ends)
+
+
+def _check(body: Body, backend: Backend) -> None:
+    """Raise RequestError for what pydantic cannot see."""
+    if body.model not in (None, backend.model):
+        raise RequestError(
+            f"model={body.model[:80]!r} is not served here; this is {backend.model!r}",
+            param="model",
+            status=404,
+        )
+    if body.stream_options is not None and not body.stream:
+        raise RequestError("stream_options needs stream=true", param="stream_options")
+    options_of(body, backend)
+    if body.branching is not None:
+        body.branching.check()
+        if body.branching.constraint is not None and not backend.constrains:
+            raise RequestError(
+                "this server's engine cannot constrain tokens: leave branching.constraint out "
+                "(recipes: --rollout.no_constrain)",
+                param="branching.constraint",
+            )

@@ -1,0 +1,79 @@
+"""Loads a model into the embedded engine and listens."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import uvicorn
+from transformers import AutoTokenizer
+
+from spark.engines.local import LocalEngine
+from spark.recipes.policy import resolve
+from spark.serve.app import make_app
+from spark.serve.local import LocalBackend
+
+if TYPE_CHECKING:
+    from spark.commands.serve import ServeOptions
+
+
+def run(options: ServeOptions) -> None:
+    """Serve until interrupted. Raises ValueError or OSError when the model cannot be loaded."""
+    # a port that is taken is known before a model has been loaded
+    listener, address = bind(options.host, options.port)
+    path = resolve(options.model)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    engine = LocalEngine(
+        path,
+        num_blocks=options.kv_blocks,
+        block_size=options.block_size,
+        dtype=None if options.dtype == "auto" else getattr(torch, options.dtype),
+        device=options.device,
+        max_batched_tokens=options.max_batched_tokens,
+        tokenizer=tokenizer,
+    )
+    app = make_app(
+        LocalBackend(engine, tokenizer, options.served_model_name or options.model),
+        options.limits,
+        branching=options.branching == "spark",
+        chat_template=read_template(options.chat_template),
+        weight_updates=options.weight_updates,
+    )
+    config = uvicorn.Config(app, log_level="warning")
+    Server(config, address).run(sockets=[listener])
+
+
+class Server(uvicorn.Server):
+    """Says on standard output where it listens, once it does."""
+
+    def __init__(self, config: uvicorn.Config, address: str) -> None:
+        super().__init__(config)
+        self._address = address
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to listen."""
+        await super().startup(sockets)
+        print(f"listening on {self._address}", flush=True)
+
+
+def bind(host: str, port: int) -> tuple[socket.socket, str]:
+    """Return a bound socket and its URL. Raises OSError naming both where it cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise OSError(error.errno, f"{error.strerror}: host={host} port={port}") from None
+    name = f"[{host}]" if family == socket.AF_INET6 else host
+    return listener, f"http://{name}:{listener.getsockname()[1]}"
+
+
+def read_template(template: str | None) -> str | None:
+    """Return a chat template's source. Raises OSError when the file cannot be read."""
+    if template in (None, "append_only"):
+        return template
+    return Path(template).read_text()

@@ -1,0 +1,40 @@
+"""A leaf's text as it grows: no half characters, no special tokens, no stop strings."""
+
+from __future__ import annotations
+
+from codecs import getincrementaldecoder
+from collections.abc import Iterable
+
+from spark.engines.text import TokenBytes
+
+Utf8 = getincrementaldecoder("utf-8")
+
+
+class LeafText:
+    """Turns one leaf's tokens into text piece by piece; the pieces joined are its whole text."""
+
+    def __init__(
+        self, text: TokenBytes, *, hidden: frozenset[int], cut: Iterable[str] = ()
+    ) -> None:
+        """`hidden` tokens add no text; of a string of `cut`, and what follows, nothing is shown."""
+        self._text, self._hidden, self._cut = text, hidden, tuple(cut)
+        self._decoder = Utf8("replace")
+        self._kept = max((len(string) for string in self._cut), default=1) - 1
+        self._pending = ""
+
+    def feed(self, tokens: Iterable[int]) -> str:
+        """Return the text that `tokens` add, as far as no stop string can begin in it."""
+        for token in tokens:
+            if token not in self._hidden:
+                self._pending += self._decoder.decode(self._text[token])
+        sure = len(self._pending) - self._kept
+        if sure <= 0 or any(string in self._pending for string in self._cut):
+            return ""
+        shown, self._pending = self._pending[:sure], self._pending[sure:]
+        return shown
+
+    def end(self) -> str:
+        """Return the rest of the text."""
+        rest = self._pending + self._decoder.decode(b"", True)
+        places = [at for string in self._cut if (at := rest.find(string)) >= 0]
+        return rest[: min(places, default=len(rest))]

@@ -1,0 +1,278 @@
+"""What every server must do over HTTP: checks that take a `Subject`, run on every engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from http_client import Client
+
+SMALL = {"max_leaves": 16, "max_running_leaves": 64, "max_trees": 32, "max_body_bytes": 100_000}
+"""Limits of the server that is to be overrun."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A server under test and the truth to hold it against."""
+
+    start: Callable[..., AbstractContextManager[str]]
+    """Takes fields of `Limits`, serves until left, gives the URL. A server may be shared between
+    checks that ask for the same limits."""
+    prompt: Callable[[int, int], list[int]]
+    """(length, seed) -> token ids."""
+    greedy: Callable[[list[int], int], list[int]]
+    """(tokens, new) -> the greedy continuation."""
+    text: Callable[[Sequence[int]], str]
+    context: int
+    vocab_size: int
+    recomputed: int = 0
+    """Most tokens that a fork may compute again."""
+    threshold: float = 3.5
+    """Nats that some tokens' entropies exceed and some do not."""
+
+    @property
+    def entropy(self) -> dict[str, Any]:
+        """A `branching` object whose trees branch often."""
+        return {"policy": "entropy", "roots": 2, "entropy_threshold": self.threshold}
+
+    def body(self, length: int = 11, seed: int = 0, **fields: Any) -> dict[str, Any]:
+        """A request that samples at random and never ends early."""
+        start = {"prompt": self.prompt(length, seed), "max_tokens": 24, "seed": 5}
+        return start | {"ignore_eos": True, "return_token_ids": True} | fields
+
+
+def rebuilt(answer: dict[str, Any]) -> list[list[int]]:
+    """Return the tokens of every leaf as the nodes give them, prompt included."""
+    nodes = {node["id"]: node for node in answer["branching"]["nodes"]}
+    leaves = []
+    for choice in answer["choices"]:
+        tokens: list[int] = []
+        for each in choice["branch"]["path"]:
+            tokens[nodes[each]["start"] :] = nodes[each]["token_ids"]
+        leaves.append(tokens)
+    return leaves
+
+
+async def a_request_without_branching_is_an_ordinary_one(subject: Subject) -> None:
+    with subject.start() as url:
+        async with Client(url) as client:
+            body = subject.body(temperature=0, max_tokens=12)
+            answer = await client.good(body)
+            assert "branching" not in answer and "branch" not in answer["choices"][0]
+            (choice,) = answer["choices"]
+            assert choice["token_ids"] == subject.greedy(body["prompt"], 12)
+            assert choice["text"] == subject.text(choice["token_ids"])
+            assert choice["finish_reason"] == "length"
+            assert answer["usage"]["completion_tokens"] == 12
+            several = await client.good(subject.body(n=3, temperature=1.0))
+            assert len({tuple(choice["token_ids"]) for choice in several["choices"]}) == 3
+            nothing = await client.good(body | {"branching": {"policy": "none"}})
+            assert nothing["branching"]["id"] and nothing["choices"][0]["branch"]["path"] == [0, 1]
+
+
+async def trees_are_whole_and_billed_once(subject: Subject) -> None:
+    with subject.start() as url:
+        async with Client(url) as client:
+            body = subject.body(n=8, branching=subject.entropy)
+            answer = await client.good(body)
+            tree, choices = answer["branching"], answer["choices"]
+            assert [choice["index"] for choice in choices] == list(range(8))
+            assert sum(choice["branch"]["weight"] for choice in choices) == pytest.approx(1)
+            for choice, tokens in zip(choices, rebuilt(answer), strict=True):
+                assert tokens == body["prompt"] + choice["token_ids"]
+                assert len(choice["token_ids"]) == 24
+                assert choice["text"] == subject.text(choice["token_ids"])
+            sampled = [node for node in tree["nodes"] if "logprobs" in node]
+            for node in sampled:
+                values = (node["logprobs"], node["entropies"], node["log_kept_mass"])
+                assert {len(node["token_ids"])} == set(map(len, values))
+                assert all(value <= 1e-5 for value in node["logprobs"] + node["log_kept_mass"])
+            billed = answer["usage"]["completion_tokens"]
+            assert billed == tree["generated_tokens"]
+            assert billed == sum(len(node["token_ids"]) for node in sampled)
+            assert billed + tree["shared_tokens"] == 8 * 24 and tree["shared_tokens"] > 0
+            assert tree["recomputed_tokens"] <= 7 * subject.recomputed
+            assert await client.delete(tree["id"]) == 200
+
+
+async def forks_stand_where_the_rule_says(subject: Subject) -> None:
+    with subject.start() as url:
+        async with Client(url) as client:
+            answer = await client.good(subject.body(n=8, branching=subject.entropy))
+            nodes = answer["branching"]["nodes"]
+            heads = [node for node in nodes if node["stop"] == "fork"]
+            assert heads
+            for head in heads:
+                tails = [node for node in nodes if node["parent"] == head["id"]]
+                assert len(tails) >= 2
+                assert all(tail["entropies"][0] > subject.threshold - 1e-3 for tail in tails)
+            deep = subject.entropy | {"max_depth": 1, "roots": 1}
+            answer = await client.good(subject.body(n=8, branching=deep))
+            assert max(len(c["branch"]["lineage"]) for c in answer["choices"]) == 2
+
+
+async def greedy_leaves_equal_independent_requests(subject: Subject) -> None:
+    with subject.start() as url:
+        async with Client(url) as client:
+            body = subject.body(n=6, temperature=0, branching=subject.entropy)
+            answer = await client.good(body)
+            want = subject.greedy(body["prompt"], 24)
+            assert len(answer["choices"]) == 6
+            assert all(choice["token_ids"] == want for choice in answer["choices"])
+
+
+async def one_seed_gives_one_tree(subject: Subject) -> None:
+    with subject.start() as url:
+        async with Client(url) as client:
+            body = subject.body(n=8, branching=subject.entropy)
+            alone = await client.good(body)
+            others = [client.good(body | {"seed": seed, "max_tokens": 40}) for seed in range(4)]
+            among, *_ = await asyncio.gather(client.good(body), *others)
+            other = await client.good(body | {"seed": 6})
+    shape = [(n["parent"], n["start"], n["token_ids"], n["stop"]) for n in nodes_of(alone)]
+    assert shape == [(n["parent"], n["start"], n["token_ids"], n["stop"]) for n in nodes_of(among)]
+    assert shape != [(n["parent"], n["start"], n["token_ids"], n["stop"]) for n in nodes_of(other)]
+
+
+def nodes_of(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    return answer["branching"]["nodes"]
+
+
+async def a_stream_adds_up_to_the_whole(subject: Subject) -> None:
+    with subject.start() as url:
+        async with Client(url) as client:
+            body = subject.body(n=6, branching=subject.entropy, logprobs=0)
+            whole = await client.good(body)
+            events = await client.stream(body | {"stream_options": {"include_usage": True}})
+    last = events[-1]
+    assert last["choices"] == []
+    assert last["usage"] == whole["usage"]
+    assert [n["token_ids"] for n in nodes_of(last)] == [n["token_ids"] for n in nodes_of(whole)]
+    for choice in whole["choices"]:
+        mine = [e["choices"][0] for e in events[:-1] if e["choices"][0]["index"] == choice["index"]]
+        assert "".join(piece["text"] for piece in mine) == choice["text"]
+        assert [t for piece in mine for t in piece["token_ids"]] == choice["token_ids"]
+        logprobs = [v for piece in mine for v in piece["logprobs"]["token_logprobs"]]
+        assert logprobs == pytest.approx(choice["logprobs"]["token_logprobs"], abs=1e-4)
+        reasons = [piece["finish_reason"] for piece in mine]
+        assert reasons[:-1] == [None] * (len(mine) - 1)
+        assert reasons[-1] == choice["finish_reason"]
+
+
+async def a_leaf_goes_on_behind_a_tools_answer(subject: Subject) -> None:
+    with subject.start() as url:
+        async with Client(url) as client:
+            answer = await client.good(subject.body(n=4, branching=subject.entropy))
+            tree = answer["branching"]["id"]
+            for tokens, choice in list(zip(rebuilt(answer), answer["choices"], strict=True))[:2]:
+                behind = {"tree": tree, "from": choice["branch"]["node"], "prefix": tokens}
+                more = subject.body(prompt=[1, 2, 3], temperature=0, branching=behind)
+                # twice: the first one must not disturb the second
+                for _ in range(2):
+                    answer = await client.good(more)
+                    want = subject.greedy([*tokens, 1, 2, 3], 24)
+                    assert answer["choices"][0]["token_ids"] == want
+                    assert answer["branching"]["id"] == tree
+                    assert answer["branching"]["prompt_tokens"] == 3
+                    assert answer["branching"]["recomputed_tokens"] <= subject.recomputed
+                    assert answer["usage"]["prompt_tokens"] == len(tokens) + 3
+            # and the continuation itself
+            (deep,) = answer["choices"]
+            whole = [*tokens, 1, 2, 3, *deep["token_ids"]]
+            behind = {"tree": tree, "from": deep["branch"]["node"]}
+            last = await client.good(subject.body(prompt=[], temperature=0, branching=behind))
+            assert last["choices"][0]["token_ids"] == subject.greedy(whole, 24)
+
+
+async def a_leaf_forks_in_its_past(subject: Subject) -> None:
+    with subject.start() as url:
+        async with Client(url) as client:
+            answer = await client.good(subject.body(n=2, branching=subject.entropy))
+            tree, (tokens, *_) = answer["branching"]["id"], rebuilt(answer)
+            node = answer["choices"][0]["branch"]["node"]
+            for at in (1, 5, 11, 12, 20, len(tokens)):
+                cut = {"tree": tree, "from": node, "fork_at": at}
+                more = subject.body(prompt=[], temperature=0, max_tokens=8, branching=cut)
+                answer = await client.good(more)
+                assert answer["choices"][0]["token_ids"] == subject.greedy(tokens[:at], 8), at
+                assert answer["branching"]["recomputed_tokens"] <= subject.recomputed
+
+
+async def stops_end_leaves_and_are_cut_off(subject: Subject) -> None:
+    with subject.start() as url:
+        async with Client(url) as client:
+            body = subject.body(temperature=0)
+            long = subject.greedy(body["prompt"], 24)
+            text = subject.text(long)
+            middle = len(subject.text(long[:9]))
+            stop = text[middle - 1 : middle + 1]
+            cut = text[: text.index(stop)]
+            whole = await client.good(body | {"stop": ["never", stop]})
+            kept = await client.good(body | {"stop": stop, "include_stop_str_in_output": True})
+            events = await client.stream(body | {"stop": stop})
+            by_id = await client.good(body | {"stop_token_ids": [long[5]]})
+    assert whole["choices"][0]["text"] == cut and whole["choices"][0]["finish_reason"] == "stop"
+    assert kept["choices"][0]["text"].startswith(cut + stop)
+    assert "".join(e["choices"][0]["text"] for e in events if e["choices"]) == cut
+    assert by_id["choices"][0]["token_ids"] == long[: long.index(long[5]) + 1]
+
+
+async def chats_are_answered_and_continued(subject: Subject) -> None:
+    path = "/v1/chat/completions"
+    with subject.start() as url:
+        async with Client(url) as client:
+            body = subject.body(messages=[{"role": "user", "content": "look"}], n=3)
+            del body["prompt"]
+            body |= {"logprobs": True, "branching": subject.entropy}
+            whole = await client.good(body, path)
+            events = await client.stream(body, path)
+            choice = whole["choices"][0]
+            behind = {"tree": whole["branching"]["id"], "from": choice["branch"]["node"]}
+            turn = [{"role": "tool", "content": "a key"}]
+            more = body | {"messages": turn, "n": 1, "temperature": 0, "branching": behind}
+            next_turn = await client.good(more, path)
+    assert whole["object"] == "chat.completion"
+    assert choice["message"] == {"role": "assistant", "content": subject.text(choice["token_ids"])}
+    assert len(choice["logprobs"]["content"]) == 24
+    said = [e["choices"][0]["delta"] for e in events[:-1] if e["choices"][0]["index"] == 0]
+    assert said[0]["role"] == "assistant"
+    assert "".join(piece["content"] for piece in said) == choice["message"]["content"]
+    ids = next_turn["prompt_token_ids"]
+    assert ids[: len(whole["prompt_token_ids"])] == whole["prompt_token_ids"]
+    assert "a key" in subject.text(ids[-next_turn["branching"]["prompt_tokens"] :])
+    assert next_turn["choices"][0]["token_ids"] == subject.greedy(ids, 24)
+
+
+async def metrics_count_what_happened(subject: Subject) -> None:
+    with subject.start() as url:
+        async with Client(url) as client:
+            before = await client.metrics()
+            tree = (await client.good(subject.body(n=8, branching=subject.entropy)))["branching"]
+            after = await client.metrics()
+    gain = {name: value - before.get(name, 0.0) for name, value in after.items()}
+    assert gain["spark:generated_tokens_total"] == tree["generated_tokens"]
+    assert gain["spark:reused_tokens_total"] == tree["shared_tokens"]
+    paths = [f'spark:forks_total{{path="{path}"}}' for path in ("exact", "cache", "recompute")]
+    assert sum(gain[path] for path in paths) == 7 and gain[paths[0]] == 7
+    assert gain["spark:fork_latency_seconds_count"] == 6
+    assert gain["spark:token_entropy_nats_count"] == tree["generated_tokens"]
+    assert after["spark:trees_running"] == after["spark:leaves_reserved"] == 0
+
+
+BEHAVIOUR: list[Callable[[Subject], Awaitable[None]]] = [
+    a_request_without_branching_is_an_ordinary_one,
+    trees_are_whole_and_billed_once,
+    forks_stand_where_the_rule_says,
+    greedy_leaves_equal_independent_requests,
+    one_seed_gives_one_tree,
+    a_stream_adds_up_to_the_whole,
+    a_leaf_goes_on_behind_a_tools_answer,
+    a_leaf_forks_in_its_past,
+    stops_end_leaves_and_are_cut_off,
+    chats_are_answered_and_continued,
+    metrics_count_what_happened,
+]
