@@ -91,7 +91,7 @@ class TreeRoutes:
             body += chunk
             if len(body) > limit:
                 raise RequestError(
-                    f"the body is larger than {limit} bytes (--max_body_bytes)", status=413
+                    f"the body is larger than {limit} bytes (max_body_bytes)", status=413
                 )
         try:
             return json.loads(bytes(body))

@@ -103,7 +103,7 @@ class Trees:
         limits = self.limits
         if n > limits.max_leaves:
             raise RequestError(
-                f"n={n} is above this server's limit of {limits.max_leaves} leaves (--max_leaves)",
+                f"n={n} is above this server's limit of {limits.max_leaves} leaves (max_leaves)",
                 param="n",
             )
         busy = sum(bool(tree.busy) for tree in self._trees.values())
