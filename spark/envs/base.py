@@ -13,14 +13,24 @@ Determinism = Literal["exact", "reward_only"]
 class Env(Protocol):
     """One text environment with one current state.
 
-    `info["admissible"]` lists the commands the environment accepts in the current state, and
-    `info["won"]` says whether the task is solved.
+    `info["won"]` says whether the task is solved; `info["admissible"]` lists the commands that the
+    current state accepts. It is None where any text is accepted, and `info["examples"]` then has
+    commands worth trying.
     """
 
-    fork_kind: ForkKind
-    """How a fork is made: a state id, a copy of the process or object, or replayed actions."""
-    determinism: Determinism
-    """What a restored state repeats: everything, or only rewards and the end of the episode."""
+    @property
+    def fork_kind(self) -> ForkKind:
+        """How a fork is made: a state id, a copy of the process or object, or replayed actions."""
+        ...
+
+    @property
+    def determinism(self) -> Determinism:
+        """What a restored state repeats: everything, or only rewards and the end of the episode.
+
+        Asked once the environment was reset. What an environment that repeats no more than rewards
+        said in other words at its last restore stands in `differences`, if it has that attribute.
+        """
+        ...
 
     def reset(self, task: str, seed: int = 0) -> tuple[str, dict[str, Any]]:
         """Start `task` and return (observation, info). Raises ValueError for an unknown task."""

@@ -17,12 +17,20 @@ class Guard:
     """
 
     def __init__(self, env: Env) -> None:
-        self.fork_kind: ForkKind = env.fork_kind
-        self.determinism: Determinism = env.determinism
         self._env = env
         self._name = type(env).__name__
         self._task = ""
         self._step = 0
+
+    @property
+    def fork_kind(self) -> ForkKind:
+        """What the environment says, which may depend on its state."""
+        return self._env.fork_kind
+
+    @property
+    def determinism(self) -> Determinism:
+        """What the environment says once it was reset."""
+        return self._env.determinism
 
     def reset(self, task: str, seed: int = 0) -> tuple[str, Info]:
         """Start `task`."""

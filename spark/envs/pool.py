@@ -114,6 +114,7 @@ class PooledEnv:
         self._worker: Worker | None = None
         self._handle = -1
         self._record: Record | None = None
+        self.differences: Sequence[str] = ()
 
     def reset(self, task: str, seed: int = 0) -> tuple[str, Info]:
         """Start `task`. Raises ValueError for an unknown one, `EnvError` when it fails."""
@@ -138,7 +139,7 @@ class PooledEnv:
     def restore(self, snapshot: Record) -> None:
         """Repeat `snapshot`. Raises `RestoreError` when it goes differently."""
         self._record = None
-        self._ask("replay", snapshot)
+        self.differences = self._ask("replay", snapshot)
         self._record = snapshot
 
     def fork(self) -> PooledEnv:
@@ -230,7 +231,8 @@ class PooledEnv:
             try:
                 if self._record is not None:
                     seconds = self._seconds((self._record,))
-                    worker.call("replay", self._handle, self._record, seconds=seconds)
+                    again = worker.call("replay", self._handle, self._record, seconds=seconds)
+                    self.differences = [*self.differences, *again]
             except BaseException:
                 self._pool.release(worker)
                 raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -44,29 +46,33 @@ class Record:
             steps=(*self.steps, step),
         )
 
-    def replay(self, env: Env) -> Info:
-        """Bring `env` to the recorded state and return the last info.
+    def replay(self, env: Env) -> list[str]:
+        """Bring `env` to the recorded state.
 
         Raises `RestoreError`, naming the first step that went differently: in reward or end, and
-        in its text where the environment claims to be exact.
+        in its text where the environment claims to be exact. Where it does not, the differences
+        between the texts' words, whatever their order, are returned, one a step.
         """
+        differences = []
+        # what `info` holds may have to be found out by the environment, and nobody looks at it
+        observation = env.reset(self.task, self.seed)[0]
         exact = env.determinism == "exact"
-        observation, info = env.reset(self.task, self.seed)
-        if exact and observation != self.observation:
-            raise RestoreError(self._difference(0, "text", self.observation, observation))
+
+        def compare(number: int, before: str, now: str) -> None:
+            if exact and before != now:
+                raise RestoreError(self._difference(number, "text", before, now))
+            if words(before) != words(now):
+                differences.append(self._difference(number, "text", before, now))
+
+        compare(0, self.observation, observation)
         for number, step in enumerate(self.steps, start=1):
-            observation, reward, terminated, truncated, info = env.step(step.action)
-            pairs: list[tuple[str, object, object]] = [
-                ("reward", step.reward, reward),
-                ("terminated", step.terminated, terminated),
-                ("truncated", step.truncated, truncated),
-            ]
-            if exact:
-                pairs.append(("text", step.observation, observation))
-            for what, before, now in pairs:
-                if before != now:
-                    raise RestoreError(self._difference(number, what, before, now))
-        return info
+            now = Recorded(step.action, *env.step(step.action)[:4])
+            for what in ("reward", "terminated", "truncated"):
+                if getattr(step, what) != getattr(now, what):
+                    pair = getattr(step, what), getattr(now, what)
+                    raise RestoreError(self._difference(number, what, *pair))
+            compare(number, step.observation, now.observation)
+        return differences
 
     def _difference(self, number: int, what: str, before: object, now: object) -> str:
         action = f"action {self.steps[number - 1].action!r}" if number else "reset"
@@ -74,6 +80,11 @@ class Record:
             f"task {self.task!r} cannot be repeated: step {number} of {len(self.steps)} ({action}) "
             f"gave {what} {now!r}, but {before!r} was recorded"
         )
+
+
+def words(text: str) -> list[str]:
+    """Return the words of `text` in alphabetical order: what is left when its order is chance."""
+    return sorted(re.findall(r"\w+", text))
 
 
 class ReplayMixin:
@@ -91,6 +102,8 @@ class ReplayMixin:
 
     fork_kind: ForkKind = "replay"
     determinism: Determinism = "exact"
+    differences: Sequence[str] = ()
+    """What the last restore repeated in other words, where only rewards are repeatable."""
     _record: Record | None = None
 
     def begin(self, task: str, seed: int) -> tuple[str, Info]:
@@ -129,7 +142,7 @@ class ReplayMixin:
 
     def restore(self, snapshot: Record) -> None:
         """Reset and take the recorded actions again. Raises `RestoreError`."""
-        snapshot.replay(self)
+        self.differences = snapshot.replay(self)
 
     def fork(self) -> Env:
         """Return a new environment brought to the same state. Raises `RestoreError`."""

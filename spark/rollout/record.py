@@ -32,6 +32,7 @@ class Record:
     places: list[Place] = field(default_factory=list)
     ended: list[Trajectory] = field(default_factory=list)
     errors: list[dict[str, Any]] = field(default_factory=list)
+    differences: list[dict[str, Any]] = field(default_factory=list)
     account: Account = field(default_factory=Account)
     weight_version: int = 0
     started: float = field(default_factory=time.monotonic)
@@ -48,6 +49,12 @@ class Record:
             place = trajectory.turn, trajectory.lineage
             trajectory.parent = self.add(trajectory.node, *place)
             trajectory.node = None
+
+    def end(self, trajectory: Trajectory) -> None:
+        """Keep an ended trajectory, and where its environment was restored in other words."""
+        self.ended.append(trajectory)
+        for said in getattr(trajectory.env, "differences", ()):
+            self.differences.append({"lineage": list(trajectory.lineage), "difference": said})
 
     def failed(self, error: Exception, turn: int, lineage: tuple[int, ...], node: int) -> None:
         """Keep a failure of `lineage` at `turn`, the last finished node of which is `node`."""
@@ -73,6 +80,7 @@ class Record:
             **info,
             **asdict(self.account),
             "errors": sorted(errors, key=lambda error: (error["turn"], error["lineage"])),
+            "replay_differences": sorted(self.differences, key=lambda one: one["lineage"]),
             "seconds": time.monotonic() - self.started,
         }
         tree = Tree(task=task, seed=seed, nodes=nodes, info=info)

@@ -155,7 +155,7 @@ class TreeRun:
             self._failed(error, t.turn, t.lineage, t.parent)
         finally:
             self.turnstile.leave(t)
-            self.record.ended.append(t)
+            self.record.end(t)
             if not self.stands.needs(t):
                 await self._free(t.env, t.seq)
         self.notify("leaf", 1)

@@ -7,7 +7,6 @@ import sys
 import time
 from pathlib import Path
 
-import conformance
 import pytest
 
 pytest.importorskip("alfworld")
@@ -16,7 +15,9 @@ from spark.envs import ENVS
 from spark.envs.alfworld import TASK_TYPES, Scenes, engine, library
 from spark.envs.alfworld.problem import GOAL_SLOT
 from spark.envs.alfworld.source import AlfworldSource
+from spark.envs.conformance import conform
 from spark.envs.pool import PooledSource
+from spark.envs.walk import follow, walk
 
 SMALL = {"max_receptacles": 8, "fill": 0.3}
 
@@ -48,7 +49,7 @@ def scramble_and_win(source, task, rng):
     return commands, trace
 
 
-def follow(source, task, commands):
+def trace_of(source, task, commands):
     env = source.make()
     text, info = env.reset(task)
     trace = [[text, info["admissible"], 0, False]]
@@ -93,12 +94,12 @@ def test_same_as_the_stock_engine():
 
 
 def test_conformance():
-    conformance.check(source_of("pick_two_obj_and_place"), steps=12)
+    conform(source_of("pick_two_obj_and_place"), steps=12)
 
 
 def test_conformance_in_a_pool():
     with PooledSource(source_of("look_at_obj_in_light"), workers=1) as pool:
-        conformance.check(pool)
+        conform(pool)
 
 
 def test_300_random_continuations_are_exact():
@@ -113,12 +114,12 @@ def test_300_random_continuations_are_exact():
         for _ in range(100):
             actions, parent, info = rng.choice(tree)
             child = parent.fork()
-            tail = conformance.walk(child, info, rng, rng.randint(1, 4))
-            tree.append((actions + [step[0] for step in tail], child, tail[-1][-1]))
+            tail = walk(child, info, rng, rng.randint(1, 4))
+            tree.append((actions + tail, child, tail[-1].info))
             again = source_of(task_type).make() if len(tree) % 25 == 0 else source.make()
             again.reset(task)
-            conformance.repeat(again, [[action] for action in actions])
-            assert conformance.repeat(again, tail) == tail
+            follow(again, actions)
+            assert follow(again, tail) == tail
 
 
 def test_text_depends_on_what_was_true_once():
@@ -127,7 +128,7 @@ def test_text_depends_on_what_was_true_once():
     for task in source.tasks("train", 40):
         for way in shared_places(source.game(task)):
             straight, detour = [way[0], "look"], [*way, "look"]
-            short, long = (follow(source, task, commands) for commands in (straight, detour))
+            short, long = (trace_of(source, task, commands) for commands in (straight, detour))
             if short[-1][0] != long[-1][0]:
                 items = [(source, task, straight), (source, task, detour)]
                 assert [short, long] == stock_traces(items)
@@ -162,14 +163,14 @@ def test_more_games_than_libraries(monkeypatch):
     for number, task in enumerate(tasks):
         env = source.make()
         _, info = env.reset(task)
-        alone.append(conformance.walk(env, info, random.Random(number), 8))
+        alone.append(walk(env, info, random.Random(number), 8))
     others = source_of("pick_and_place_simple")
     envs = [others.make() for _ in tasks]
     for env, task in zip(envs, tasks, strict=True):
         env.reset(task)
     for step in range(8):
         for env, trace in zip(envs, alone, strict=True):
-            assert conformance.repeat(env, trace[step : step + 1]) == trace[step : step + 1]
+            assert follow(env, trace[step : step + 1]) == trace[step : step + 1]
 
 
 def test_forgetting_changes_nothing(monkeypatch):
@@ -177,17 +178,17 @@ def test_forgetting_changes_nothing(monkeypatch):
     task = source.tasks("train", 1)[0]
     env = source.make()
     _, info = env.reset(task)
-    trace = conformance.walk(env, info, random.Random(3), 60)
+    trace = walk(env, info, random.Random(3), 60)
     monkeypatch.setattr(engine, "POSITIONS_KEPT", 10)
     forgetful = source_of("pick_and_place_simple").make()
     forgetful.reset(task)
     middle = None
     for number, step in enumerate(trace):
-        assert conformance.repeat(forgetful, [step]) == [step]
+        assert follow(forgetful, [step]) == [step]
         if number == 20:
             middle = forgetful.fork()
         assert len(forgetful.snapshot().game._made) <= 11
-    assert conformance.repeat(middle, trace[21:40]) == trace[21:40]
+    assert follow(middle, trace[21:40]) == trace[21:40]
 
 
 def test_senseless_commands_take_no_memory():

@@ -7,11 +7,11 @@ import textwrap
 import time
 from pathlib import Path
 
-import conformance
 import pytest
 from toy_envs import CorridorSource
 
 from spark.envs.base import EnvError, EnvTimeout, RestoreError
+from spark.envs.conformance import conform
 from spark.envs.pool import PooledSource
 
 
@@ -38,7 +38,7 @@ def pool():
 
 
 def test_conformance(pool):
-    conformance.check(pool)
+    conform(pool)
 
 
 def test_starts_lazily_and_up_to_the_limit(pool):

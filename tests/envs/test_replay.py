@@ -1,12 +1,12 @@
-import conformance
 import pytest
 from toy_envs import DRIFTS, CorridorSource
 
 from spark.envs.base import RestoreError
+from spark.envs.conformance import conform
 
 
 def test_conformance():
-    conformance.check(CorridorSource())
+    conform(CorridorSource())
 
 
 def test_step_before_reset():
