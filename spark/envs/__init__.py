@@ -2,4 +2,13 @@
 
 from spark.registry import Registry
 
-ENVS = Registry("environment", {"alfworld": "spark.envs.alfworld.source:AlfworldSource"})
+ENVS = Registry(
+    "environment",
+    {
+        "alfworld": "spark.envs.alfworld.source:AlfworldSource",
+        "gymnasium": "spark.envs.gymnasium.source:GymnasiumSource",
+        "scienceworld": "spark.envs.scienceworld.source:ScienceWorldSource",
+        "textworld": "spark.envs.textworld.source:TextWorldSource",
+        "webshop": "spark.envs.webshop.source:WebShopSource",
+    },
+)

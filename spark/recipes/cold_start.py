@@ -11,8 +11,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 from spark.core import Node, Tree
-from spark.envs.alfworld.experts import Episode, ExpertStep
 from spark.envs.alfworld.source import AlfworldSource
+from spark.envs.expert import Episode, ExpertStep
 from spark.recipes.config import ColdStartConfig, Recipe
 from spark.recipes.tokenizer import train_tokenizer
 from spark.rollout.chat import Chat

@@ -17,7 +17,7 @@ from spark.train.sft import SftConfig
 
 pytest.importorskip("alfworld")
 
-from spark.envs.alfworld.experts import Episode, ExpertStep
+from spark.envs.expert import Episode, ExpertStep
 from spark.recipes.cold_start import REFUSED, decision, demonstration, sft
 
 STEPS = [

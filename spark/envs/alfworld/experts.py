@@ -7,13 +7,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from alfworld.agents.expert import HandCodedAgentFailed, HandCodedAgentTimeout, HandCodedTWAgent
 from alfworld.agents.expert.handcoded_expert import BasePolicy
 
 from spark.envs.alfworld.engine import Game, Position
+from spark.envs.expert import Episode, ExpertStep
 from spark.seeds import derive_seed
 
 # the predicates that the stock policies look at
@@ -21,28 +21,6 @@ NOTICED = ("holds", "inreceptacle", "isclean", "ishot", "iscool")
 
 HARMLESS = ("go to ", "open ", "close ")
 """What a detour may do: nothing that the expert cannot make good."""
-
-
-class ExpertStep(NamedTuple):
-    """What the expert saw and did."""
-
-    observation: str
-    action: str
-    explorative: bool
-    """True where the expert goes somewhere to look for a thing it has not seen yet."""
-    subgoal: str
-    """What the step serves, e.g. "find mug", "heat mug", "put countertop"."""
-    admissible: tuple[str, ...]
-
-
-@dataclass(kw_only=True, slots=True)
-class Episode:
-    """An expert's way through one game."""
-
-    steps: list[ExpertStep] = field(default_factory=list)
-    won: bool = False
-    ending: str
-    """The observation after the last step."""
 
 
 class MoveIsPut:

@@ -18,12 +18,13 @@ except ImportError as error:
     ) from error
 
 from spark.envs.alfworld.env import AlfworldEnv
-from spark.envs.alfworld.experts import Episode, handcoded, planned
+from spark.envs.alfworld.experts import handcoded, planned
 from spark.envs.alfworld.generate import sample_game
 from spark.envs.alfworld.official import OfficialGames
 from spark.envs.alfworld.problem import GameData
 from spark.envs.alfworld.scenes import SPLITS, Scenes, TaskName
 from spark.envs.alfworld.translate import cached_at, translate
+from spark.envs.expert import Episode
 
 GAMES_KEPT = 64
 FEW_TASKS = 16
