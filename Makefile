@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BUILD := build/cmake
+EXTRAS := alfworld,gymnasium,scienceworld,textworld,webshop,train,serve,dev
 BUILD_INPUTS := setup.py CMakeLists.txt $(shell find csrc -type f)
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -27,7 +28,7 @@ $(VENV)/.dependencies: $(VENV)/.python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.built: $(VENV)/.dependencies $(BUILD_INPUTS)
-	SPARK_BUILD_DIR=$(BUILD) $(PIP) --no-build-isolation -e '.[alfworld,train,serve,dev]'
+	SPARK_BUILD_DIR=$(BUILD) $(PIP) --no-build-isolation -e '.[$(EXTRAS)]'
 	touch $@
 
 run: setup

@@ -14,6 +14,7 @@ class Registry:
         RULES = Registry("rule", {"spark": "spark.branching.rules:SparkRule"})
         RULES["spark"]            # the class; RULES["sprak"] raises ValueError with the known names
         RULES["mine"] = MyRule    # an object or another "module:attribute"
+        RULES["my.rules:MyRule"]  # somebody else's, imported
     """
 
     def __init__(self, noun: str, entries: Mapping[str, Any] | None = None) -> None:
@@ -22,13 +23,14 @@ class Registry:
         self._entries: dict[str, Any] = dict(entries or {})
 
     def __getitem__(self, name: str) -> Any:
+        if name not in self._entries and ":" in name:
+            return load(name)
         if name not in self._entries:
             known = ", ".join(sorted(self._entries)) or "none"
-            raise ValueError(f"unknown {self.noun} {name!r}; known: {known}")
+            raise ValueError(f"unknown {self.noun} {name!r}; known: {known}, or module:attribute")
         entry = self._entries[name]
         if isinstance(entry, str):
-            module, _, attribute = entry.partition(":")
-            entry = self._entries[name] = getattr(import_module(module), attribute)
+            entry = self._entries[name] = load(entry)
         return entry
 
     def __setitem__(self, name: str, entry: Any) -> None:
@@ -39,3 +41,15 @@ class Registry:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
+
+
+def load(path: str) -> Any:
+    """Return the object at "module:attribute".
+
+    Raises ValueError where the module lacks it, and what importing the module raises.
+    """
+    module, _, attribute = path.partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except AttributeError as error:
+        raise ValueError(f"{path!r}: {error}") from error

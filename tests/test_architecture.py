@@ -29,6 +29,7 @@ PROTOCOLS = {"spark.branching.budgets", "spark.engines.text"} | {
     f"spark.{room}{end}" for room in ("branching", "envs", "engines") for end in ("", ".base")
 }
 HEAVY = {"torch", "transformers", "triton", "textworld", "alfworld", "vllm", "sglang", "peft"}
+HEAVY |= {"gymnasium", "minigrid", "scienceworld", "py4j", "bm25s", "rapidfuzz"}
 # path -> why it is longer than 300 lines
 LONG_FILES = {
     "tests/engines/behaviour.py": "the whole protocol in one place: every engine runs all of it",

@@ -21,7 +21,7 @@ def tokenizer():
     special = [UNKNOWN, USER, ASSISTANT, *TAGS]
     words = {word: index for index, word in enumerate([*special, *string.printable])}
     backend = Tokenizer(models.WordLevel(words, unk_token=UNKNOWN))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex("(?s)."), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     backend.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,

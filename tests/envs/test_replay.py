@@ -43,3 +43,23 @@ def test_difference_at_reset_is_named():
     env.begin = lambda task, seed: ("elsewhere", {})
     with pytest.raises(RestoreError, match=r"step 0 of 0 \(reset\) gave text 'elsewhere'"):
         env.restore(record)
+
+
+def test_other_words_are_counted_and_named():
+    env = CorridorSource("reward_only").make()
+    env.reset("corridor")
+    for action in ("right", "drift", "left"):
+        env.step(action)
+    DRIFTS.append(1)
+    (told,) = env.fork().differences
+    assert "step 2 of 3 (action 'drift') gave text 'place 1," in told
+    env.restore(env.snapshot())
+    assert len(env.differences) == 1
+
+
+def test_order_of_words_is_no_difference():
+    env = CorridorSource("reward_only").make()
+    env.reset("corridor a, b")
+    env.begin = lambda task, seed: ("b, corridor 0 place a", {})
+    env.restore(env.snapshot())
+    assert env.differences == []

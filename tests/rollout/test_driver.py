@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import bigram
-from corridor import CorridorSource, SlowCorridor
+from corridor import Corridor, CorridorSource, SlowCorridor
 from reference_engine import ReferenceEngine
 from rolling import CONFIG, TASKS, chat, roll
 
@@ -169,3 +169,19 @@ def test_constrained_decisions_are_admissible() -> None:
             assert command != "look" or node.allowed[min(node.allowed)] == look
             for offset, ids in node.allowed.items():
                 assert node.tokens[offset] in ids
+
+
+def test_other_words_of_a_restored_environment_are_in_the_tree() -> None:
+    class Forgetful(Corridor):
+        def fork(self) -> Corridor:
+            twin = super().fork()
+            twin.differences = ["step 1 of 1 gave text 'b', but 'a' was recorded"]
+            return twin
+
+    source = CorridorSource(Forgetful)
+    trees = roll(replace(CONFIG, rule="fixed", fixed_turns=(0,)), source=source)
+    for tree in trees:
+        told = tree.info["replay_differences"]
+        assert len(told) == len(tree.leaves())
+        assert sorted(one["lineage"] for one in told) == [one["lineage"] for one in told]
+        assert {one["difference"].split(" gave")[0] for one in told} == {"step 1 of 1"}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import textworld
+from jericho.jericho import UnsupportedGameWarning
 from textworld.generator.game import Game
 
 from spark.envs.base import ForkKind
@@ -40,7 +42,10 @@ class TextWorldEnv(ReplayMixin):
         """Start `task`; the seed changes nothing, the name fixes the whole game."""
         path = self._find(task)
         self.close()
-        self._game, self._score = textworld.start(str(path), ASKED), 0
+        with warnings.catch_warnings():
+            # the interpreter does not know generated games; their scores come from TextWorld
+            warnings.simplefilter("ignore", UnsupportedGameWarning)
+            self._game, self._score = textworld.start(str(path), ASKED), 0
         self._game.seed(0)
         state = self._game.reset()
         _, _, after = state.feedback.partition(state.objective)
