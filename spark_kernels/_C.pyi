@@ -7,6 +7,7 @@ class OutOfBlocks(RuntimeError): ...
 
 class Plan:
     _tensor: Any
+    _device: Any
     def __init__(self, words: Sequence[int]) -> None: ...
     @property
     def num_sequences(self) -> int: ...
@@ -24,6 +25,32 @@ class Plan:
     def order(self) -> list[int]: ...
     @property
     def runs(self) -> list[tuple[int, int, int, int]]: ...
+    def schedule(
+        self,
+        group: int,
+        *,
+        tokens: int = 0,
+        table_rows: int = 0,
+        table_width: int = 0,
+        headroom: int = 0,
+        small_rows: int = 16,
+        large_rows: int = 64,
+        small_keys: int = 256,
+        large_keys: int = 512,
+        most_parts: int = 32,
+    ) -> Schedule: ...
+
+class Schedule:
+    @property
+    def num_items(self) -> int: ...
+    @property
+    def num_slots(self) -> int: ...
+    @property
+    def growth(self) -> int: ...
+    @property
+    def table_rows(self) -> int: ...
+    @property
+    def table_width(self) -> int: ...
 
 class BlockPool:
     def __init__(self, num_blocks: int, block_size: int) -> None: ...

@@ -2,10 +2,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <utility>
 
 #include "block_pool.h"
+#include "schedule.h"
 #include "spark/plan.h"
 
 namespace py = pybind11;
@@ -27,6 +29,33 @@ struct Plan {
     return {words.begin() + offset, words.begin() + offset + n};
   }
 };
+
+struct Schedule {
+  std::vector<int32_t> words;
+
+  const SparkSchedule& header() const {
+    return *reinterpret_cast<const SparkSchedule*>(words.data());
+  }
+};
+
+void bind_schedule(py::module_& m) {
+  py::class_<Schedule>(
+      m, "Schedule", py::buffer_protocol(), py::dynamic_attr(),
+      "A GPU's work list: an int32 buffer laid out as csrc/include/spark/schedule.h says.")
+      .def_buffer([](Schedule& s) {
+        return py::buffer_info(s.words.data(), static_cast<py::ssize_t>(s.words.size()));
+      })
+      .def_property_readonly("num_items", [](const Schedule& s) { return s.header().num_items; })
+      .def_property_readonly(
+          "num_slots", [](const Schedule& s) { return s.header().num_slots; },
+          "Partial results a query head needs room for.")
+      .def_property_readonly(
+          "growth", [](const Schedule& s) { return s.header().growth; },
+          "Tokens that every sequence may gain before a new schedule is due.")
+      .def_property_readonly("table_rows", [](const Schedule& s) { return s.header().table_rows; })
+      .def_property_readonly("table_width",
+                             [](const Schedule& s) { return s.header().table_width; });
+}
 
 std::vector<std::array<int32_t, 4>> runs(const Plan& plan) {
   const auto* first = reinterpret_cast<const SparkRun*>(&plan.words[plan.header().runs]);
@@ -77,7 +106,26 @@ void bind_plan(py::module_& m) {
       .def_property_readonly(
           "runs", &runs,
           "(first, count, block_begin, block_end): those blocks are the same in the tables of\n"
-          "order[first:first + count].");
+          "order[first:first + count].")
+      .def(
+          "schedule",
+          [](const Plan& p, int32_t group, int32_t tokens, int32_t table_rows, int32_t table_width,
+             int32_t headroom, int32_t small_rows, int32_t large_rows, int32_t small_keys,
+             int32_t large_keys, int32_t most_parts) {
+            SparkScheduleOptions options{group,      std::max(tokens, p.header().num_tokens),
+                                         table_rows, table_width,
+                                         headroom,   small_rows,
+                                         large_rows, small_keys,
+                                         large_keys, most_parts};
+            return Schedule{spark::schedule(p.words, options)};
+          },
+          py::arg("group"), py::kw_only(), py::arg("tokens") = 0, py::arg("table_rows") = 0,
+          py::arg("table_width") = 0, py::arg("headroom") = 0, py::arg("small_rows") = 16,
+          py::arg("large_rows") = 64, py::arg("small_keys") = 256, py::arg("large_keys") = 512,
+          py::arg("most_parts") = 32,
+          "Pack the plan into a GPU's work list for `group` query heads a key/value head. Rows of\n"
+          "q up to `tokens` that no sequence owns get an item without keys; `table_rows` and\n"
+          "`table_width` make room in the block tables, `headroom` in the lists.");
 }
 
 void bind_pool(py::module_& m) {
@@ -119,6 +167,7 @@ void bind_pool(py::module_& m) {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
+  bind_schedule(m);
   bind_plan(m);
   bind_pool(m);
 }

@@ -7,10 +7,13 @@ from torch import Tensor
 
 from spark_kernels import _load
 from spark_kernels._C import Plan
+from spark_kernels.tree_attention import device
+from spark_kernels.tree_attention.check import check
+from spark_kernels.tree_attention.device import DevicePlan
 from spark_kernels.tree_attention.reference import tree_attention_reference
 
-# devices with a compiled kernel; found once, so that torch.compile sees a constant
-COMPILED = frozenset(device for device in ("cpu", "cuda") if _load.has("tree_attention", device))
+# found once, so that torch.compile sees a constant
+COMPILED = _load.has("tree_attention", "cpu")
 
 
 def plan_tensor(plan: Plan) -> Tensor:
@@ -27,7 +30,7 @@ def tree_attention(
     v: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
-    plan: Plan | Tensor,
+    plan: Plan | Tensor | DevicePlan,
     *,
     scale: float,
     window: int = 0,
@@ -42,12 +45,14 @@ def tree_attention(
 
     Args:
         q: [T, num_heads, head_dim], float32 or bfloat16; head_dim a multiple of 8 up to 256.
-            Strided views are fine here and below if the last axis is contiguous.
+            On CUDA also float16, head_dim a multiple of 16. Strided views are fine here and below
+            if the last axis is contiguous.
         k: [T, num_kv_heads, head_dim]; num_heads is a multiple of num_kv_heads.
         v: as k.
         k_cache: [num_blocks, num_kv_heads, block_size, head_dim], contiguous; written.
         v_cache: as k_cache; written.
-        plan: from `BlockPool.plan`, or `plan_tensor` of it (which may be longer than the plan).
+        plan: from `BlockPool.plan`, or `plan_tensor` of it (which may be longer than the plan);
+            on CUDA a `DevicePlan`, or a plan that is brought there at its first use.
         scale: factor on the scores, > 0, usually head_dim ** -0.5.
         window: a query sees its last `window` tokens, itself included; 0 = all.
         softcap: scores become softcap * tanh(score / softcap); 0 = off.
@@ -58,10 +63,15 @@ def tree_attention(
     """
     if out is None:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    if q.device.type not in COMPILED:
-        whole = Plan(plan.tolist()) if isinstance(plan, Tensor) else plan
+    if isinstance(plan, DevicePlan) or (q.device.type == "cuda" and device.available()):
+        here = plan if isinstance(plan, DevicePlan) else _on_device(plan, q.device)
+        check(q, k, v, k_cache, v_cache, here, scale, window, softcap, out)
+        return device.attend(
+            q, k, v, k_cache, v_cache, here, scale=scale, window=window, softcap=softcap, out=out
+        )
+    if q.device.type != "cpu" or not COMPILED:
         result = tree_attention_reference(
-            q, k, v, k_cache, v_cache, whole, scale=scale, window=window, softcap=softcap
+            q, k, v, k_cache, v_cache, _whole(plan), scale=scale, window=window, softcap=softcap
         )
         return out.copy_(result)
     words = plan if isinstance(plan, Tensor) else plan_tensor(plan)
@@ -75,5 +85,19 @@ def tree_attention(
     return out
 
 
-if "cpu" in COMPILED:
+def _whole(plan: Plan | Tensor) -> Plan:
+    return Plan(plan.tolist()) if isinstance(plan, Tensor) else plan
+
+
+def _on_device(plan: Plan | Tensor, where: torch.device) -> DevicePlan:
+    """Return `plan` on `where`; a plan remembers it, so that all layers share it."""
+    if isinstance(plan, Tensor):
+        return DevicePlan(_whole(plan), where)
+    known: DevicePlan | None = getattr(plan, "_device", None)
+    if known is None or known.device != where:
+        known = plan._device = DevicePlan(plan, where)
+    return known
+
+
+if COMPILED:
     torch.library.register_fake("spark::tree_attention", lambda *_: None)

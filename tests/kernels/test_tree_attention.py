@@ -2,67 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import pytest
 import torch
+from attention_world import World, decode, siblings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spark_kernels import BlockPool, kv_fork, tree_attention
+from spark_kernels import BlockPool, tree_attention
 from spark_kernels.tree_attention import plan_tensor
 from spark_kernels.tree_attention.reference import tree_attention_reference
 
 pytestmark = pytest.mark.usefixtures("poison")
 
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+DTYPES = (torch.float32, torch.bfloat16)
 
 
-@dataclass
-class World:
-    """A pool with caches full of NaN, filled only by the op itself."""
-
-    heads: int = 4
-    kv_heads: int = 2
-    dim: int = 16
-    block_size: int = 4
-    num_blocks: int = 256
-    dtype: torch.dtype = torch.float32
-    options: dict = field(default_factory=dict)
-
-    def __post_init__(self):
-        self.pool = BlockPool(self.num_blocks, self.block_size)
-        shape = (self.num_blocks, self.kv_heads, self.block_size, self.dim)
-        self.caches = [torch.full(shape, torch.nan, dtype=self.dtype) for _ in range(2)]
-        self.options = {"scale": self.dim**-0.5, **self.options}
-
-    def inputs(self, tokens: int) -> list[torch.Tensor]:
-        heads = (self.heads, self.kv_heads, self.kv_heads)
-        return [torch.randn(tokens, h, self.dim).to(self.dtype) for h in heads]
-
-    def step(self, queries: dict[int, int], share: bool = True) -> torch.Tensor:
-        """Append and attend; check the result and the caches against the reference."""
-        for seq, n in queries.items():
-            self.pool.append(seq, n)
-        plan = self.pool.plan(list(queries), list(queries.values()), share=share)
-        q, k, v = self.inputs(sum(queries.values()))
-        expected_caches = [cache.double() for cache in self.caches]
-        wide = (q.double(), k.double(), v.double())
-        expected = tree_attention_reference(*wide, *expected_caches, plan, **self.options)
-        out = tree_attention(q, k, v, *self.caches, plan, **self.options)
-        for cache, wanted in zip(self.caches, expected_caches, strict=True):
-            torch.testing.assert_close(cache.double(), wanted, rtol=0, atol=0, equal_nan=True)
-        error = (out.double() - expected).abs()
-        assert error.numel() == 0 or error.max() <= TOLERANCE[self.dtype]
-        return out
-
-    def fork(self, seq: int, n: int, at: int | None = None) -> list[int]:
-        children, pairs = self.pool.fork(seq, n, at)
-        kv_fork(self.caches, pairs)
-        return children
-
-
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dim", [8, 16, 24, 40, 64, 96, 128, 256])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (4, 4), (6, 2), (7, 1)])
 def test_prefill_extend_decode_mixed(dtype, dim, heads, kv_heads):
@@ -110,7 +65,7 @@ def isa(request, monkeypatch):
         pytest.skip(f"this machine has no {request.param}")
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dim", [8, 24, 64, 128])
 def test_every_instruction_set(isa, dtype, dim):
     world = World(dtype=dtype, dim=dim, heads=6, options={"softcap": 5.0, "window": 90})
@@ -119,21 +74,6 @@ def test_every_instruction_set(isa, dtype, dim):
     children = world.fork(a, 5, at=75)
     world.step(dict.fromkeys(children, 1))
     world.step({children[2]: 1, children[0]: 20, a: 1})
-
-
-def siblings(world: World, prefix: int = 200, n: int = 6) -> list[int]:
-    root = world.pool.open()
-    world.step({root: prefix})
-    children = world.fork(root, n)
-    world.step({child: 3 + i for i, child in enumerate(children)})
-    return children
-
-
-def decode(world: World, seqs: list[int], tokens: list[torch.Tensor], share: bool = True):
-    """Attend one token of each sequence without checking, on copies of the caches."""
-    plan = world.pool.plan(seqs, [1] * len(seqs), share=share)
-    caches = [cache.clone() for cache in world.caches]
-    return tree_attention(*tokens, *caches, plan, **world.options)
 
 
 @pytest.mark.parametrize("share", [True, False])

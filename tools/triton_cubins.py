@@ -1,0 +1,94 @@
+"""The Triton kernels as cubins, every shipped configuration for each architecture; needs no GPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from tools.resources import Cubin
+
+ARCHITECTURES = (80, 90, 100)
+TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+@dataclass(frozen=True)
+class Build:
+    """One specialisation. `types`: argument -> type; `aligned`: those that 16 divides."""
+
+    name: str
+    kernel: Any
+    types: dict[str, str]
+    aligned: frozenset[str]
+    constants: dict[str, Any]
+    options: dict[str, int]
+
+
+def missing() -> str:
+    """Return why nothing can be compiled here, or ""."""
+    return "" if find_spec("triton") else "the Triton kernels: triton is not installed"
+
+
+def compiler() -> str:
+    """Return the version of Triton, such as "triton 3.7.1"."""
+    import triton
+
+    return f"triton {triton.__version__}"
+
+
+def tree_attention() -> Iterator[Build]:
+    """Yield what the engine launches: dtypes, head sizes, and a window with a soft cap."""
+    from spark_kernels.tree_attention.device import Shape
+    from spark_kernels.tree_attention.triton import tree_attention_kernel
+
+    strides = [f"{name}_{axis}" for name in ("q", "k", "v", "out") for axis in ("token", "head")]
+    shapes = [(torch.bfloat16, dim, 0, 0.0) for dim in (64, 96, 128, 256)]
+    shapes += [(torch.float16, 128, 0, 0.0), (torch.bfloat16, 256, 4096, 50.0)]
+    shapes += [(torch.float32, 64, 0, 0.0), (torch.float32, 128, 0, 0.0)]
+    for dtype, dim, window, softcap in shapes:
+        element = f"*{TYPES[dtype]}"
+        types = dict.fromkeys(("q", "k", "v", "k_cache", "v_cache", "out"), element)
+        types |= {"words": "*i32", "positions": "*i64", "partial": "*fp32", "stats": "*fp32"}
+        types |= {"counters": "*i32", "kv_heads": "i32", "group": "i32", "scale": "fp32"}
+        types |= dict.fromkeys(strides, "i32")
+        how = {"WINDOW": window, "SOFTCAP": softcap, **Shape(16, 2, dim, dtype).tuning(16)}
+        options = {name: how.pop(name) for name in ("num_warps", "num_stages")}
+        capped = " window softcap" if window else ""
+        name = f"tree_attention {TYPES[dtype]} dim {dim}{capped}"
+        aligned = frozenset(types) - {"kv_heads", "group", "scale"}
+        yield Build(name, tree_attention_kernel, types, aligned, how, options)
+
+
+def compile_one(build: Build, arch: int, folder: Path) -> Cubin:
+    """Compile one specialisation for one architecture."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = build.kernel.arg_names
+    assert set(build.types) | set(build.constants) == set(names), build.name
+    source = ASTSource(
+        fn=build.kernel,
+        signature={name: build.types.get(name, "constexpr") for name in names},
+        constexprs={(names.index(name),): value for name, value in build.constants.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in build.aligned},
+    )
+    target = GPUTarget("cuda", arch, 32)
+    compiled = triton.compile(source, target=target, options=build.options)
+    path = folder / f"{build.name.replace(' ', '_')}_{arch}.cubin"
+    path.write_bytes(compiled.asm["cubin"])
+    return Cubin(build.name, f"sm_{'90a' if arch == 90 else arch}", path)
+
+
+def cubins(folder: Path) -> Iterator[Cubin]:
+    """Yield every specialisation for every architecture."""
+    # the tests interpret kernels; what is interpreted cannot be compiled
+    os.environ["TRITON_INTERPRET"] = "0"
+    jobs = [(b, arch, folder) for b in tree_attention() for arch in ARCHITECTURES]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(lambda job: compile_one(*job), jobs)
