@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from tools.resources import Cubin
 
 ARCHITECTURES = (80, 90, 100)
@@ -86,9 +89,33 @@ def compile_one(build: Build, arch: int, folder: Path) -> Cubin:
 
 
 def cubins(folder: Path) -> Iterator[Cubin]:
-    """Yield every specialisation for every architecture."""
-    # the tests interpret kernels; what is interpreted cannot be compiled
-    os.environ["TRITON_INTERPRET"] = "0"
+    """Yield every specialisation for every architecture.
+
+    In a process of its own: the tests interpret kernels, and such a one cannot be compiled.
+    """
+    command = [sys.executable, "-m", "tools.triton_cubins", str(folder)]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "TRITON_INTERPRET": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    for line in done.stdout.splitlines():
+        name, arch, path = line.split("\t")
+        yield Cubin(name, arch, Path(path))
+
+
+def main() -> None:
+    """Compile everything into a folder and print a line each: name, architecture, path."""
+    folder = Path(sys.argv[1])
     jobs = [(b, arch, folder) for b in tree_attention() for arch in ARCHITECTURES]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from pool.map(lambda job: compile_one(*job), jobs)
+        for cubin in pool.map(lambda job: compile_one(*job), jobs):
+            print(cubin.name, cubin.arch, cubin.path, sep="\t")
+
+
+if __name__ == "__main__":
+    main()
