@@ -11,8 +11,8 @@ NEIGHBOURS, KERNEL, CONSTANT = 10, 1e-3, 1e-3
 CLUSTER, SIMILAR = 8e-3, 8.0
 
 
-def novelty(states: Sequence[Sequence[Hashable]]) -> float:
-    """Return the novelty of the last of `states`, each a bag of words or token ids.
+def novelties(states: Sequence[Sequence[Hashable]]) -> list[float]:
+    """Return the novelty of each of `states`, bags of words or token ids, at its place.
 
     Never Give Up (arXiv 2002.06038, Algorithm 1): 1 / (sqrt(sum of kernels) + 0.001) over the ten
     nearest earlier states, the kernel being 0.001 / (d2 / mean d2 + 0.001) less a cluster
@@ -21,11 +21,19 @@ def novelty(states: Sequence[Sequence[Hashable]]) -> float:
     state with nothing before it 1000.
     """
     bags = [Counter(state) for state in states]
-    nearest = [_nearest(bags[: index + 1]) for index in range(len(bags))]
-    if not nearest or not nearest[-1]:
-        return 1.0 / CONSTANT
-    scale = fmean(distance for each in nearest for distance in each) or 1.0
-    kernels = [KERNEL / (max(d / scale - CLUSTER, 0.0) + KERNEL) for d in nearest[-1]]
+    seen: list[float] = []
+    values = []
+    for index in range(len(bags)):
+        nearest = _nearest(bags[: index + 1])
+        seen += nearest
+        values.append(_novelty(nearest, fmean(seen) if seen else 0.0))
+    return values
+
+
+def _novelty(nearest: list[float], mean: float) -> float:
+    """Return the novelty of a state from the squared distances to its neighbours."""
+    scale = mean or 1.0
+    kernels = [KERNEL / (max(d / scale - CLUSTER, 0.0) + KERNEL) for d in nearest]
     similarity = math.sqrt(math.fsum(kernels)) + CONSTANT
     return 0.0 if similarity > SIMILAR else 1.0 / similarity
 

@@ -9,7 +9,7 @@ from inspect import isawaitable, iscoroutinefunction
 
 from spark.branching import SCORES
 from spark.branching.base import Decision, State
-from spark.novelty import novelty
+from spark.novelty import novelties
 
 Score = Callable[[State], float | Awaitable[float]]
 
@@ -65,4 +65,4 @@ def find_score(name: str) -> Score:
 
 def state_novelty(state: State) -> float:
     """Return how little the last observation resembles the earlier ones of the path."""
-    return novelty([observation.split() for observation in state.observations])
+    return novelties([observation.split() for observation in state.observations])[-1]

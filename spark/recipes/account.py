@@ -35,6 +35,11 @@ class ArmAccount:
         self.env_steps_replayed += tree.info["env_steps_replayed"]
 
     @property
+    def seconds(self) -> float:
+        """Seconds of rollout and training."""
+        return self.rollout_wall_s + self.train_wall_s
+
+    @property
     def reused_share(self) -> float:
         """Share of the leaves' sampled tokens that were shared instead of sampled again."""
         return self.reused_tokens / max(1, self.reused_tokens + self.generated_tokens)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import Any
 
@@ -15,16 +15,17 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from spark.core import Tree
 from spark.recipes.account import ArmAccount, rollout_metrics
 from spark.recipes.checkpoint import complete_checkpoint, latest_checkpoint, verified_state
-from spark.recipes.config import Recipe
+from spark.recipes.config import ModelConfig, Recipe
 from spark.recipes.events import Phase
 from spark.recipes.journal import Journal
-from spark.recipes.policy import full_state, with_lora
-from spark.recipes.session import Session, chain_config
+from spark.recipes.policy import full_state, load_policy, with_lora
+from spark.recipes.session import Session
 from spark.seeds import derive_seed
 from spark.train.attention import use_tree_attention
 from spark.train.credit import credit
 from spark.train.loss import policy_loss
 from spark.train.pack import Row, pack
+from spark.train.replay import Replay
 from spark.train.trainer import TreeTrainer, training_arguments
 
 MOST_STEPS = 1_000_000
@@ -43,22 +44,21 @@ class ArmRun:
         on_phase: Callable[[ArmRun, Phase], None],
     ) -> None:
         """`model` is left as it is; `on_phase` is called where a "rollout" or "train" ends."""
-        self.recipe, self.arm = recipe, arm
+        self.recipe, self.arm = recipe.arm(arm), arm
+        recipe = self.recipe
         self.account = ArmAccount()
         self.step = 0
         self.tokens_per_s = 0.0
-        self._session, self._journal, self._on_phase = session, journal, on_phase
+        self.tokens_before, self.seconds_before = 0, 0.0
+        self.session, self._journal, self._on_phase = session, journal, on_phase
         self._folder = journal.folder / "checkpoints" / arm
-        self._config = recipe.rollout if arm == "spark" else chain_config(recipe.rollout)
+        self._replay = Replay(recipe.train.replay, recipe.train.credit)
         self._minibatches: list[list[dict[str, Any]]] = []
         self._sums: dict[str, float] = {}
         self._train_started = 0.0
         start, lora = copy.deepcopy(model), recipe.model.lora
         self.model: Any = with_lora(start, lora) if lora.rank else start
-        self._reference = None
-        if not lora.rank and recipe.train.loss.kl:
-            self._reference = copy.deepcopy(model).eval().requires_grad_(False)
-            use_tree_attention(self._reference)
+        self._reference = self._frozen_reference(model)
         self._trainer = TreeTrainer(
             self.model,
             training_arguments(
@@ -84,7 +84,13 @@ class ArmRun:
             state = verified_state(checkpoint)
             self.account, self.step = ArmAccount(**state["account"]), state["step"]
         self._journal.drop_after(self.arm, self.step)
+        self._replay.add(self._journal.trees_of(self.arm) if self.recipe.train.replay.size else ())
         self._trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    @property
+    def spent(self) -> float:
+        """Share of the budget that is gone."""
+        return self.recipe.spent(self.account.generated_tokens, self.account.seconds)
 
     def end_update(self, optimiser_step: int) -> tuple[bool, bool]:
         """Note that an optimiser step was taken; return (save a checkpoint?, stop?)."""
@@ -96,7 +102,7 @@ class ArmRun:
         self._write_train_metrics(seconds)
         self.step += 1
         self._on_phase(self, "train")
-        stop = self.account.generated_tokens >= self.recipe.budget_tokens
+        stop = self.spent >= 1
         return self.step % config.checkpoint_every == 0 and not stop, stop
 
     def save_state(self, optimiser_step: int) -> None:
@@ -118,14 +124,16 @@ class ArmRun:
     def _roll_out(self) -> list[Tree]:
         """Return the trees of this step, sampled with the current weights."""
         started = time.perf_counter()
-        session, train = self._session, self.recipe.train
+        session, train = self.session, self.recipe.train
+        self.tokens_before = self.account.generated_tokens
+        self.seconds_before = self.account.seconds
         session.publish(full_state(self.model), self.step)
         games = session.train_games()
         first = self.step * train.games_per_step
         tasks = [games[(first + k) % len(games)] for k in range(train.games_per_step)]
         before = session.engine.stats()
         seed = derive_seed("train", self.recipe.seed, self.step)
-        trees = session.rollout(tasks, self._config, seed)
+        trees = session.rollout(tasks, self.recipe.rollout, seed)
         after = session.engine.stats()
         seconds = time.perf_counter() - started
         self.account.rollout_wall_s += seconds
@@ -133,7 +141,7 @@ class ArmRun:
         self.account.recomputed_tokens += after["recomputed"] - before["recomputed"]
         for tree in trees:
             self.account.add(tree)
-            tree.info |= {"arm": self.arm, "step": self.step}
+            tree.info |= {"arm": self.arm, "step": self.step, "credit": asdict(train.credit)}
             self._journal.add_tree(tree)
         self.tokens_per_s = sum(tree.info["generated"] for tree in trees) / seconds
         self._journal.add_metrics(
@@ -155,8 +163,12 @@ class ArmRun:
         A tree whose leaves all earned the same teaches nothing and is left out.
         """
         train = self.recipe.train
-        graded = [(tree, credit(tree, train.credit)) for tree in trees]
+        bonus = train.credit.novelty_bonus * (1 - train.replay.imitation(self.spent))
+        config = replace(train.credit, novelty_bonus=bonus) if train.replay.size else train.credit
+        graded = [(tree, credit(tree, config)) for tree in trees]
         graded = [(t, c) for t, c in graded if any(m.advantage for terms in c for m in terms)]
+        graded += self._replay.draw(self.spent, derive_seed("replay", self.recipe.seed, self.step))
+        self._replay.add(trees)
         bounds = [len(graded) * k // train.minibatches for k in range(train.minibatches + 1)]
         minibatches = []
         for first, last in pairwise(bounds):
@@ -176,6 +188,18 @@ class ArmRun:
             "old": trainer.frozen_logprobs(row),
             "reference": self._reference_logprobs(row),
         }
+
+    def _frozen_reference(self, start: PreTrainedModel) -> PreTrainedModel | None:
+        """Return the network of the KL term; None where there is none, or adapters hide it."""
+        train = self.recipe.train
+        if not train.loss.kl or (self.recipe.model.lora.rank and train.reference is None):
+            return None
+        if train.reference is None:
+            frozen = copy.deepcopy(start)
+        else:
+            frozen, _ = load_policy(ModelConfig(path=train.reference))
+        use_tree_attention(frozen)
+        return frozen.to(self.model.device).eval().requires_grad_(False)
 
     def _reference_logprobs(self, row: Row) -> Tensor | None:
         if not self.recipe.train.loss.kl:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from spark.envs.alfworld.scenes import Scenes
+from spark.recipes import METHODS
 from spark.rollout.config import RolloutConfig
 from spark.train.credit import CreditConfig
 from spark.train.loss import LossConfig
+from spark.train.replay import ReplayConfig
 from spark.train.sft import SftConfig
-
-Arm = Literal["spark", "chain"]
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -70,7 +70,11 @@ class TrainConfig:
     """Rollouts between two checkpoints."""
     report_to: str = "none"
     """Logger of transformers' Trainer, e.g. "tensorboard" or "wandb"."""
+    reference: str | None = None
+    """Frozen policy that the KL term holds on to, as a central reference for every arm (the idea
+    of SPACeR): a folder or a name as in `model.path`; None = the recipe's start."""
     credit: CreditConfig = field(default_factory=CreditConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
     loss: LossConfig = field(default_factory=LossConfig)
 
 
@@ -84,6 +88,11 @@ class EvalConfig:
     """Seed of the games and of the sampling."""
     temperature: float = 1.0
     """Of the evaluated policy; 0 = greedy."""
+    every: int = 0
+    """Steps between two evaluations on `curve` while an arm trains; 0 = none. They cost an arm
+    neither tokens nor seconds of its budget."""
+    curve: str = "L0"
+    """Split evaluated for the learning curve."""
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -121,10 +130,13 @@ class Recipe:
     name: str
     seed: int = 0
     """Fixes the games trained on, every sampled token and every update."""
-    arms: tuple[Arm, ...] = ("spark", "chain")
-    """"spark" branches as `rollout` says; "chain" is the same with independent trajectories."""
-    budget_tokens: int = 300_000
-    """Generated tokens after which an arm stops."""
+    arms: tuple[str, ...] = ("spark", "chain")
+    """Methods to compare: "spark" does what this recipe says; any other name in METHODS, e.g.
+    "chain" (independent trajectories), changes rollout, credit and replay as that method does."""
+    budget_tokens: int | None = 300_000
+    """Generated tokens after which an arm stops; None = only seconds count."""
+    budget_seconds: float | None = None
+    """Seconds of rollout and training after which an arm stops; None = only tokens count."""
     kv_blocks: int = 8192
     """Blocks of the engine's KV cache, 16 tokens each."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -133,3 +145,19 @@ class Recipe:
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     cold_start: ColdStartConfig = field(default_factory=ColdStartConfig)
+
+    def __post_init__(self) -> None:
+        for arm in self.arms:
+            METHODS[arm]
+        if self.budget_tokens is None and self.budget_seconds is None:
+            raise ValueError("budget_tokens=None needs budget_seconds: an arm must end")
+
+    def arm(self, name: str) -> Recipe:
+        """Return the recipe of one arm."""
+        changed: Recipe = self if name == "spark" else METHODS[name](self)
+        return changed
+
+    def spent(self, tokens: int, seconds: float) -> float:
+        """Return the share of the budget that is gone; an arm ends at 1."""
+        pairs = ((tokens, self.budget_tokens), (seconds, self.budget_seconds))
+        return max(used / limit for used, limit in pairs if limit is not None)

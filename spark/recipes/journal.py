@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spark.core import Tree
-from spark.rollout.store import save_tree
+from spark.rollout.store import load_trees, save_tree
 
 
 class Journal:
@@ -43,6 +43,11 @@ class Journal:
 
         _keep(self.metrics, is_before)
         _keep(self.trees, lambda tree: is_before(tree["info"]))
+
+    def trees_of(self, arm: str) -> list[Tree]:
+        """Return the trees that `arm` has written, oldest first."""
+        trees = load_trees(self.trees) if self.trees.exists() else []
+        return [tree for tree in trees if tree.info["arm"] == arm]
 
     def read_state(self) -> dict[str, Any]:
         """Return what was finished before; {} for a new run. Raises ValueError when damaged."""

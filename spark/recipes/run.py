@@ -117,7 +117,11 @@ class _Experiment:
         self._report(phase="evaluate", arm=arm, step=step, split=split, success=results[split])
 
     def _on_phase(self, arm: ArmRun, phase: Phase) -> None:
-        """Show where `arm` stands."""
+        """Show where `arm` stands, and evaluate it on its way where that is wanted."""
+        every = self.recipe.eval.every
+        # after a rollout the engine still has the weights that made it
+        if phase == "rollout" and every and arm.step and arm.step % every == 0:
+            self._add_to_curve(arm)
         self._report(
             phase=phase,
             arm=arm.arm,
@@ -126,15 +130,26 @@ class _Experiment:
             tokens_per_s=arm.tokens_per_s,
             reused_share=arm.account.reused_share,
             forks=arm.account.forks,
-            spent=arm.account.generated_tokens,
+            spent=arm.spent,
         )
 
-    def _report(self, *, phase: Phase, spent: int = 0, **values: Any) -> None:
-        """Send a `Progress`; the tokens of all arms measure how much is done."""
-        total = self.recipe.budget_tokens * len(self.recipe.arms)
+    def _add_to_curve(self, arm: ArmRun) -> None:
+        """Write down the success of the weights that `arm` has now, and what they cost."""
+        split = self.recipe.eval.curve
+        self.journal.add_metrics(
+            arm=arm.arm,
+            step=arm.step,
+            phase="curve",
+            **{f"curve_{split}": arm.session.evaluate(split)},
+            trained_on_tokens=arm.tokens_before,
+            trained_on_seconds=arm.seconds_before,
+        )
+
+    def _report(self, *, phase: Phase, spent: float = 0.0, **values: Any) -> None:
+        """Send a `Progress`; the budgets of all arms measure how much is done."""
         finished = sum("account" in record for record in self.state["arms"].values())
-        spent = min(spent, self.recipe.budget_tokens) + finished * self.recipe.budget_tokens
-        share = 1.0 if phase == "done" else spent / total
+        done = (min(spent, 1.0) + finished) / len(self.recipe.arms)
+        share = 1.0 if phase == "done" else done
         elapsed = self._wall_s()
         eta = elapsed / share * (1 - share) if share > 0.02 else None
         self.on_progress(Progress(phase=phase, done_share=share, eta_s=eta, **values))

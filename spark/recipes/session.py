@@ -116,7 +116,12 @@ class Session:
         """Return game by game whether the policy solved it."""
         config = self.recipe.eval
         one_each = replace(
-            chain_config(self.recipe.rollout), leaves=1, roots=1, temperature=config.temperature
+            self.recipe.rollout,
+            rule="none",
+            planner="none",
+            leaves=1,
+            roots=1,
+            temperature=config.temperature,
         )
         seed = derive_seed("evaluate", split, config.seed)
         trees = self.rollout(self.eval_games(split), one_each, seed)
@@ -125,8 +130,3 @@ class Session:
                 f"{len(errors)} of {len(trees)} evaluation games failed; {errors[0]['error']}"
             )
         return [any(leaf["won"] for leaf in tree.info["leaves"]) for tree in trees]
-
-
-def chain_config(config: RolloutConfig) -> RolloutConfig:
-    """Return `config` with as many leaves, each an independent trajectory from the prompt."""
-    return replace(config, rule="none", planner="none", roots=config.leaves)

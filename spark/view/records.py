@@ -35,10 +35,11 @@ class Pieces:
 
 
 def advantages(tree: Tree) -> list[float]:
-    """Return the advantage every node is trained with under the default credit."""
+    """Return the advantage every node is trained with; default credit where none is noted."""
     from spark.train.credit import CreditConfig, credit
 
-    return [terms[0].advantage for terms in credit(tree, CreditConfig())]
+    noted = {**tree.info.get("credit", {}), "once_per_leaf": False}
+    return [terms[0].advantage for terms in credit(tree, CreditConfig(**noted))]
 
 
 def tree_record(tree: Tree, pieces: Pieces) -> dict[str, Any]:

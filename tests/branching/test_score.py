@@ -11,12 +11,16 @@ from hypothesis import strategies as st
 
 from spark.branching.base import Decision, State
 from spark.branching.score import ScoreRule
-from spark.novelty import novelty
+from spark.novelty import novelties
 
 STATE = State(text="", entropies=[], turn=3, horizon=9, lineage=(1, 0), seed=7)
 SHELF, DRAWER = "you arrive at shelf 1 . on it is a pen", "the drawer is closed"
 KITCHEN = "a stove and nine burning pans glow red"
 BAGS = st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=5), min_size=2, max_size=9)
+
+
+def novelty(states: list[list]) -> float:
+    return novelties(states)[-1]
 
 
 def test_novelty_falls_with_every_repetition() -> None:
@@ -35,6 +39,7 @@ def test_novelty_does_not_depend_on_the_order_of_words_or_of_the_past(bags: list
     assert novelty(mixed) == novelty(bags)
     assert 0 <= novelty(bags) <= 1000
     assert novelty([*bags, bags[-1]]) <= 1.0
+    assert novelties(bags) == [novelty(bags[: k + 1]) for k in range(len(bags))]
 
 
 def test_novel_states_branch_and_familiar_ones_do_not() -> None:

@@ -12,7 +12,7 @@ from random_trees import random_tree
 
 from spark.core import Node, Tree
 from spark.train.credit import SCHEMES, CreditConfig, credit, leaf_returns
-from spark.train.credit.base import Group
+from spark.train.credit.base import Group, node_rewards
 
 COMPARE = ("deviation", "mean", "none")
 CONFIGS = st.builds(
@@ -245,6 +245,17 @@ def test_uniform_weights_are_biased_and_branching_weights_are_not() -> None:
     assert value < true_value - 0.03
     assert abs(gradient - true_gradient) > 0.02
     assert expected("branching") == pytest.approx((true_value, true_gradient), abs=1e-12)
+
+
+def test_the_bonus_goes_to_the_first_visit() -> None:
+    """Observation 50 is new, then repeated, then 51 is new; the last decision has no answer."""
+    nodes = [Node(parent=None, turn=-1, tokens=[1, 2], sampled=[False, False])]
+    nodes += [observed(turn, turn, 9, answer) for turn, answer in enumerate((50, 50, 51, 0))]
+    config = CreditConfig(novelty_bonus=2.0, success_reward=1.0)
+    rewards = node_rewards(Tree(task="t", seed=0, nodes=nodes), config)
+    assert rewards[0] == 0.0 and rewards[4] == 0.0
+    assert rewards[1] == rewards[3] == 2.0
+    assert rewards[2] == pytest.approx(0.2, abs=0.01)
 
 
 def test_an_unknown_scheme_lists_the_known_ones() -> None:

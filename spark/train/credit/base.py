@@ -7,7 +7,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from spark.core import Tree
+from spark.core import Node, Tree
+from spark.novelty import novelties
+
+MOST_NOVEL = 10.0
+"""Novelty from which on a state earns the whole bonus."""
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -28,6 +32,9 @@ class CreditConfig:
     """Return of a leaf for one unit of environment reward."""
     invalid_penalty: float = 0.1
     """Taken from the return of a leaf for every invalid action on its path."""
+    novelty_bonus: float = 0.0
+    """Added to the reward of a decision that leads to a state unlike all others of its episode;
+    less for a more familiar one (Never Give Up, arXiv 2002.06038)."""
     discount: float = 0.95
     """Scheme anchor: of a reward per decision that lies before it."""
     step_weight: float = 1.0
@@ -48,11 +55,33 @@ class Term:
 
 
 def node_rewards(tree: Tree, config: CreditConfig) -> list[float]:
-    """Return for every node its scaled reward minus the penalty for an invalid action."""
-    return [
+    """Return for every node its scaled reward, less the penalty, plus the bonus for novelty."""
+    rewards = [
         config.success_reward * node.reward - config.invalid_penalty * node.invalid
         for node in tree.nodes
     ]
+    if config.novelty_bonus:
+        for index, value in _novelty(tree).items():
+            rewards[index] += config.novelty_bonus * min(value, MOST_NOVEL) / MOST_NOVEL
+    return rewards
+
+
+def given_tail(node: Node) -> list[int]:
+    """Return the tokens that nobody sampled at the end of `node`: the observation, if any."""
+    count = 0
+    while count < len(node.tokens) and not node.sampled[-1 - count]:
+        count += 1
+    return node.tokens[len(node.tokens) - count :]
+
+
+def _novelty(tree: Tree) -> dict[int, float]:
+    """Return the novelty of the state every node leads to, the prompt's and endings left out."""
+    found: dict[int, float] = {}
+    for leaf in tree.leaves():
+        path = [index for index in tree.path(leaf) if given_tail(tree.nodes[index])]
+        values = novelties([given_tail(tree.nodes[index]) for index in path])
+        found |= dict(zip(path[1:], values[1:], strict=True))
+    return found
 
 
 def leaf_returns(tree: Tree, config: CreditConfig) -> dict[int, float]:

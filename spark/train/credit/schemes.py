@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 
-from spark.train.credit.base import Group, compare, node_rewards, weighted_mean
+from spark.train.credit.base import Group, compare, given_tail, node_rewards, weighted_mean
 
 Advantages = dict[tuple[int, int], float]
 
@@ -114,11 +114,8 @@ def _contexts(group: Group) -> list[tuple[int, ...] | None]:
     before: list[tuple[int, ...] | None] = []
     for each in group.tree.nodes:
         before.append(None if each.parent is None else after[each.parent])
-        given = 0
-        while given < len(each.tokens) and not each.sampled[-1 - given]:
-            given += 1
-        tail = tuple(each.tokens[len(each.tokens) - given :])
-        after.append(tail if given else (before[-1] or ()) + tuple(each.tokens))
+        tail = tuple(given_tail(each))
+        after.append(tail or (before[-1] or ()) + tuple(each.tokens))
     return before
 
 
