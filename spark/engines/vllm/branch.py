@@ -28,6 +28,9 @@ class Branch:
     output: for penalties, min_tokens, max_tokens and the grammar. None = all are prompt."""
     hold: bool = False
     """Keep the KV when the request finishes, until it is released or the time limit passes."""
+    constraint: dict[str, Any] | None = None
+    """Arguments of `tries.TrieGrammar`. vLLM asks the grammar only where the request also has
+    structured outputs: their kind does not matter then."""
     scores: bool = True
     """Report entropy, log-probability and kept mass of every token."""
 

@@ -49,6 +49,9 @@ class Forks:
             self._alive[branch.name] = request.request_id
         if branch.prompt_length is not None and branch.prompt_length < request.num_tokens:
             self._count_as_output(request, branch.prompt_length)
+            if request.structured_output_request is not None and branch.constraint is None:
+                # a constraint has been told what came before
+                self._advance_grammar(request)
 
     def finish(self, request: Any) -> None:
         """Forget `request`, whose blocks are about to be freed; hold them if it asked for that."""
@@ -92,8 +95,6 @@ class Forks:
             request.prompt_token_ids = request._all_token_ids[:prompt_length]
         # they assume that only prompt tokens can be cached
         request.prefill_stats = None
-        if request.structured_output_request is not None:
-            self._advance_grammar(request)
 
     def _advance_grammar(self, request: Any) -> None:
         """Let the child's grammar accept what its ancestors sampled, once it is compiled."""

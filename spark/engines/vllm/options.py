@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args, get_type_hints
 
 
@@ -22,6 +23,10 @@ class Options:
     """Who draws the tokens: Spark's one-read sampler, or vLLM's own with the scores beside it."""
     branching_hold_seconds: float = 60.0
     """How long the KV of a finished parent waits for children, unless its tree is released."""
+    branching_limits: dict[str, Any] = field(default_factory=dict)
+    """What a server takes on, as JSON: the fields of `spark.serve.limits.Limits`."""
+    branching_weight_updates: bool = False
+    """Let clients of a server replace the weights (POST /v1/weights), as the trainer does."""
 
     def __post_init__(self) -> None:
         hints = get_type_hints(Options)
@@ -38,7 +43,7 @@ class Options:
         return self.branching != "none"
 
 
-NAMES = {field.name: field for field in fields(Options)}
+NAMES = tuple(each.name for each in fields(Options))
 
 
 def options(config: Any) -> Options:
@@ -50,7 +55,7 @@ def options(config: Any) -> Options:
     if not isinstance(given, Mapping):
         return Options()
     ours = {name: value for name, value in given.items() if str(name).startswith("branching")}
-    if unknown := ours.keys() - NAMES.keys():
+    if unknown := ours.keys() - set(NAMES):
         raise ValueError(
             f"additional_config[{min(unknown)!r}] is unknown; known: {', '.join(sorted(NAMES))}"
         )
@@ -60,13 +65,17 @@ def options(config: Any) -> Options:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add `--branching` and its options to vLLM's command line."""
     group = parser.add_argument_group("spark", "branching generations (spark-branching)")
-    hints = get_type_hints(Options)
-    for name, field in NAMES.items():
-        assert field.default is not MISSING
-        choices = get_args(hints[name]) or None
-        kind = str if choices else hints[name]
-        flag = f"--{name.replace('_', '-')}"
-        group.add_argument(flag, dest=name, type=kind, choices=choices, default=field.default)
+    hints, usual = get_type_hints(Options), Options()
+    for name in NAMES:
+        default = getattr(usual, name)
+        how: dict[str, Any] = {"type": type(default)}
+        if isinstance(default, bool):
+            how = {"action": "store_true"}
+        elif isinstance(default, dict):
+            how = {"type": json.loads}
+        elif isinstance(default, str):
+            how = {"choices": get_args(hints[name])}
+        group.add_argument(f"--{name.replace('_', '-')}", dest=name, default=default, **how)
 
 
 def from_flags(args: argparse.Namespace) -> dict[str, Any]:

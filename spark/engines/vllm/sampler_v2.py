@@ -1,6 +1,6 @@
 """The same for model runner V2, which keeps the parameters of all requests on the device.
 
-Needs Triton, i.e. a GPU, to be imported; `contract.py` checks the interfaces it relies on.
+It needs Triton, i.e. a GPU, to be imported; `contract.py` checks the interfaces it relies on.
 """
 
 from __future__ import annotations
@@ -10,22 +10,29 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 
 from spark.engines.vllm.bitmask import pack, unpack
 from spark.engines.vllm.branch import branch_of
-from spark.engines.vllm.sampler import RAW_MODES, cut_below_min_p
+from spark.engines.vllm.sampler import RAW_MODES
 from spark.engines.vllm.scores import append
 from spark_kernels import score
 from spark_kernels.score.op import Scores
 
 BUILT_IN = 3
-"""Logits processors of every sampler: bias (min_tokens, allowed ids), penalties, bad words."""
+"""Logits processors that every sampler has: bias, penalties, bad words."""
 
 
 class SparkSamplerV2(Sampler):
     """Samples and scores in one read, or lets vLLM sample and scores what it drew."""
+
+    draws: bool
+    grammar: Tensor | None
+    """The next batch's grammars as a bitmask int32 [B, ceil(V / 32)]."""
+    changes: np.ndarray
+    scored: np.ndarray
+    batch: Any
+    found: Scores | None
 
     @classmethod
     def adopt(cls, sampler: Sampler, draws: bool) -> SparkSamplerV2:
@@ -34,23 +41,24 @@ class SparkSamplerV2(Sampler):
         sampler.__class__ = cls
         sampler.draws = draws and sampler.logprobs_mode in RAW_MODES
         sampler.grammar = None
-        rows = len(sampler.needs_logits_processing)
+        rows = sampler.sampling_states.max_num_reqs
         sampler.changes, sampler.scored = np.zeros(rows, dtype=bool), np.zeros(rows, dtype=bool)
         return sampler
 
-    def add_request(self, req_idx: int, sampling_params: Any) -> None:
-        """Take a request's parameters into row `req_idx`."""
-        super().add_request(req_idx, sampling_params)
-        custom = len(self.logits_processors) > BUILT_IN
-        self.changes[req_idx] = custom or changes_logits(sampling_params)
-        branch = branch_of(sampling_params)
+    def add_request(self, req_idx: int, *args: Any) -> None:
+        """Take a request's parameters, the last argument, into row `req_idx`."""
+        super().add_request(req_idx, *args)
+        params = args[-1]
+        custom = len(getattr(self, "logits_processors", ())) > BUILT_IN
+        self.changes[req_idx] = custom or changes_logits(params)
+        branch = branch_of(params)
         self.scored[req_idx] = branch is not None and branch.scores
 
     def __call__(self, logits: Tensor, input_batch: Any) -> Any:
         """Return vLLM's SamplerOutput for logits [B, V]; scores as columns where asked for."""
-        self.found: Scores | None = None
+        self.batch, self.found = input_batch, None
         output = super().__call__(logits, input_batch)
-        self.grammar = None
+        self.batch, self.grammar = None, None
         if self.found is not None and self.scored[input_batch.idx_mapping_np].any():
             output.logprobs_tensors = append(
                 output.logprobs_tensors,
@@ -61,60 +69,30 @@ class SparkSamplerV2(Sampler):
         return output
 
     def sample(
-        self,
-        logits: Tensor,
-        expanded_idx_mapping: Tensor,
-        idx_mapping: Tensor,
-        idx_mapping_np: np.ndarray,
-        pos: Tensor,
-        input_ids: Tensor,
-        expanded_local_pos: Tensor,
-        seq_lens_upper_bound_np: np.ndarray,
-        **kwargs: Any,
+        self, logits: Tensor, expanded_idx_mapping: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Return (tokens int64 [B], logits) in the place of vLLM's method."""
-        tokens = None
+        rows, where, states = expanded_idx_mapping, self.batch.idx_mapping_np, self.sampling_states
+        tokens, processed = None, logits
         if not self.draws:
             stock = logits.float().clone()
             if self.grammar is not None:
                 stock.masked_fill_(~unpack(self.grammar, logits.shape[1]), -torch.inf)
-            tokens, processed = super().sample(
-                stock,
-                expanded_idx_mapping,
-                idx_mapping,
-                idx_mapping_np,
-                pos,
-                input_ids,
-                expanded_local_pos,
-                seq_lens_upper_bound_np,
-                **kwargs,
-            )
-        states, rows, allowed = self.sampling_states, expanded_idx_mapping, self.grammar
+            tokens, processed = super().sample(stock, rows, *args, **kwargs)
+        read, allowed = logits.float(), self.grammar
         temperature = states.temperature.gpu[rows]
-        top_k, top_p = states.get_top_k_top_p(rows, idx_mapping_np)
-        min_p = states.min_p.gpu[rows] if states.min_p.np[idx_mapping_np].any() else None
-        read = logits.float()
-        if self.changes[idx_mapping_np].any() or (min_p is not None and top_p is not None):
-            context = LogitsContext(
-                expanded_idx_mapping=expanded_idx_mapping,
-                idx_mapping=idx_mapping,
-                idx_mapping_np=idx_mapping_np,
-                expanded_local_pos=expanded_local_pos,
-                input_ids=input_ids,
-                pos=pos,
-                seq_lens_upper_bound_np=seq_lens_upper_bound_np,
-            )
-            changed = read.clone()
-            for processor in self.logits_processors:
-                changed = processor.apply(changed, context)
-            self.thinking_budget_state.apply(changed, context)
-            forbidden = changed.isneginf()
-            if min_p is not None and top_p is not None:
-                forbidden |= cut_below_min_p(changed, temperature, min_p)
-                min_p = None
+        top_k, top_p = states.get_top_k_top_p(rows, where)
+        min_p = states.min_p.gpu[rows] if states.min_p.np[where].any() else None
+        if self.changes[where].any() or (min_p is not None and top_p is not None):
+            changed = self.apply_sampling_params(read.clone(), rows, *args, skip_top_k_top_p=True)
+            forbidden, min_p = changed.isneginf(), None
+            # vLLM has divided by the temperature; the scores need the logits before that
+            heat = torch.where(temperature == 0, 1.0, temperature)[:, None]
+            read = torch.where(forbidden, read, changed * heat)
             bits = pack(~forbidden)
             allowed = bits if allowed is None else bits & allowed
-            read = torch.where(forbidden, read, changed)
+        # the position is that of the last token read; the draw belongs to the one after it
+        position = self.batch.positions[self.batch.logits_indices].long() + 1
         self.found = score(
             read,
             temperature=temperature,
@@ -123,17 +101,14 @@ class SparkSamplerV2(Sampler):
             min_p=min_p,
             allowed=allowed,
             seed=states.seeds.gpu[rows],
-            # `pos` is that of the last token read; the draw belongs to the one after it
-            position=pos.long() + 1,
+            position=position,
             tokens=tokens,
         )
-        if tokens is not None:
-            return tokens, processed
-        return self.found.tokens.clamp_(min=0), logits
+        return self.found.tokens.clamp_(min=0) if tokens is None else tokens, processed
 
 
 def changes_logits(params: Any) -> bool:
-    """Return whether vLLM changes a logit of a request with these SamplingParams."""
+    """Return whether vLLM may change a logit of a request with these SamplingParams."""
     return bool(
         params.presence_penalty
         or params.frequency_penalty

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from spark.engines.vllm import scores
+from spark.engines.vllm import scores, tries  # noqa: F401 - hooks into vLLM's grammars
 from spark.engines.vllm.forks import Forks
 from spark.engines.vllm.options import options
 

@@ -1,0 +1,168 @@
+"""vLLM's asynchronous engine behind the port."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from spark.engines.base import EngineError, SamplingParams
+from spark.engines.text import Matcher, TokenBytes
+from spark.engines.vllm.scores import TokenScores
+from spark.serve.backend import Delta, Fork, LeafRequest
+from spark.serve.vllm.params import OPTIONS, vllm_params
+
+
+class VLLMBackend:
+    """One AsyncLLM; a leaf is one of its requests, whose KV is held until the tree is released."""
+
+    name = "vllm"
+    options = OPTIONS
+
+    def __init__(
+        self, engine: Any, tokenizer: PreTrainedTokenizerBase, model: str, ends: tuple[int, ...]
+    ) -> None:
+        """`ends`: tokens that end a text; `model`: the name to serve it by."""
+        self.engine, self.tokenizer, self.model, self.eos_token_ids = engine, tokenizer, model, ends
+        config = engine.vllm_config
+        self.context = int(config.model_config.max_model_len)
+        self.vocab_size = int(config.model_config.get_vocab_size())
+        # with a reasoning parser vLLM applies grammars to a part of the text only
+        self.constrains = not config.structured_outputs_config.reasoning_parser
+        self.weight_version = 0
+        self._ranks = config.parallel_config.data_parallel_size
+        self._text = TokenBytes(tokenizer)
+        self._counts: Counter[str] = Counter()
+        self._trees: dict[str, int] = {}
+
+    @property
+    def failure(self) -> str | None:
+        """Why the engine answers nothing any more."""
+        return str(self.engine.dead_error) if self.engine.errored else None
+
+    async def generate(self, request: LeafRequest) -> AsyncGenerator[Delta, None]:
+        """Stream the tokens of one leaf; see `spark.serve.backend.Backend.generate`."""
+        params, version = request.params, self.weight_version
+        room = self.context - len(request.tokens)
+        if room <= 0:
+            yield Delta(finish_reason="context", weight_version=version)
+            return
+        settings = vllm_params(request)
+        recent = list(reversed(request.tokens[request.prompt_length :]))
+        stop = Matcher(params.stop, self._text, recent) if params.stop else None
+        taken: list[int] = []
+        prompt = {"prompt_token_ids": list(request.tokens)}
+        rank = self._rank(request.id)
+        streamed = self.engine.generate(prompt, settings, request.id, data_parallel_rank=rank)
+        async with aclosing(streamed) as outputs:
+            async for output in outputs:
+                (completion,) = output.outputs
+                delta = self._delta(completion, params, taken, stop)
+                delta.weight_version = version
+                self._count(request, delta, first=not taken)
+                taken += delta.tokens
+                if delta.finish_reason == "length" and len(taken) == room < params.max_tokens:
+                    delta.finish_reason = "context"
+                yield delta
+                if delta.finish_reason is not None:
+                    return
+
+    async def abort(self, ids: Iterable[str]) -> None:
+        """Stop leaves that run; what they computed stays held."""
+        await self.engine.abort(list(ids))
+
+    async def release(self, ids: Iterable[str]) -> None:
+        """Let the engine forget a whole tree."""
+        names = list(ids)
+        await self.abort(names)
+        for name in names:
+            self._trees.pop(tree_of(name), None)
+        await release(self.engine.engine_core, names)
+
+    async def update_weights(self, folder: str, version: int) -> None:
+        """Load the safetensors in `folder` and drop all KV. No request may be running."""
+        await self.engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+        if not await self.engine.reset_prefix_cache():
+            raise EngineError("KV of the old weights is still in use")
+        set_version = getattr(self.engine, "update_weight_version", None)
+        if set_version is not None:
+            await set_version(str(version))
+        self.weight_version = version
+
+    def stats(self) -> Mapping[str, int]:
+        """Return what this server's requests cost; see `spark.engines.base.Engine.stats`."""
+        names = ("generated", "prefilled", "reused", "recomputed", "forks")
+        paths = ("exact", "cache", "recompute")
+        told = {name: self._counts[name] for name in names}
+        return told | {f"forks_{path}": self._counts[f"forks_{path}"] for path in paths}
+
+    def _rank(self, leaf: str) -> int | None:
+        """Return the data-parallel rank of the leaf's tree: children go where their parent is."""
+        if self._ranks == 1:
+            return None
+        return self._trees.setdefault(tree_of(leaf), len(self._trees) % self._ranks)
+
+    def _delta(
+        self, completion: Any, params: SamplingParams, taken: list[int], stop: Matcher | None
+    ) -> Delta:
+        """Return vLLM's new tokens, cut behind a stop string."""
+        scores: TokenScores = completion.spark or TokenScores()
+        tokens, finish = list(completion.token_ids), completion.finish_reason
+        if any(map(math.isnan, scores.entropies)):
+            raise EngineError("the logits were not finite")
+        if finish not in (None, "stop", "length"):
+            raise EngineError(f"vLLM ended the request with {finish!r}")
+        for at, token in enumerate(tokens):
+            if stop is not None and stop.feed(token) is not None:
+                del tokens[at + 1 :]
+                finish = "stop"
+                break
+        kept = len(tokens)
+        delta = Delta(
+            tokens=tokens,
+            logprobs=scores.logprobs[:kept],
+            entropies=scores.entropies[:kept],
+            log_kept_mass=scores.log_kept_mass[:kept],
+            finish_reason=finish,
+        )
+        if scores.fork_path is not None:
+            delta.fork = Fork(path=scores.fork_path, recomputed=scores.recomputed)  # type: ignore[arg-type]
+        if params.constraint is not None:
+            for at in range(kept):
+                ids = params.constraint.allowed([*taken, *tokens[:at]])
+                if ids is not None:
+                    delta.allowed[at] = list(ids)
+        return delta
+
+    def _count(self, request: LeafRequest, delta: Delta, first: bool) -> None:
+        counts = self._counts
+        counts["generated"] += len(delta.tokens)
+        if first:
+            counts["prefilled"] += len(request.tokens) - (request.fork_at or 0)
+        if delta.fork is not None:
+            counts["forks"] += 1
+            counts[f"forks_{delta.fork.path}"] += 1
+            counts["recomputed"] += delta.fork.recomputed
+            counts["reused"] += max(0, (request.fork_at or 0) - request.prompt_length)
+
+
+def tree_of(leaf: str) -> str:
+    """Return the part of a leaf's id that all leaves of its tree share."""
+    return leaf.partition("/")[0]
+
+
+async def release(core: Any, names: list[str]) -> None:
+    """Let the scheduler of every data-parallel rank drop what is held under `names`.
+
+    vLLM forwards the ids of requests it does not know only by this, lower, way.
+    """
+    engines = getattr(core, "core_engines", None)
+    if hasattr(core, "_abort_requests") and engines:
+        await asyncio.gather(*(core._abort_requests(names, engine) for engine in engines))
+    else:
+        await core.abort_requests_async(names)

