@@ -54,7 +54,7 @@ $(VLLM)/.engine: tools/vllm/constraints.txt tools/vllm/shim/pyproject.toml
 	$(VLLM_PIP) --no-deps --no-build-isolation tools/vllm/shim
 	touch $@
 
-$(VLLM)/.built: $(VLLM)/.engine $(VENV)/.built
+$(VLLM)/.built: $(VLLM)/.engine $(VENV)/.built pyproject.toml
 	$(VLLM_PIP) $$(sed -n '/^requires = /s/.*\[\(.*\)\]/\1/p' pyproject.toml | tr -d '",') \
 	  pytest hypothesis scipy
 	SPARK_CUDA=OFF SPARK_BUILD_DIR=build/cmake-vllm $(VLLM_PIP) --no-build-isolation -e '.[alfworld,train]'

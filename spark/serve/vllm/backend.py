@@ -10,6 +10,7 @@ from contextlib import aclosing
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+from vllm.inputs.engine import tokens_input
 
 from spark.engines.base import EngineError, SamplingParams
 from spark.engines.text import Matcher, TokenBytes
@@ -56,7 +57,7 @@ class VLLMBackend:
         recent = list(reversed(request.tokens[request.prompt_length :]))
         stop = Matcher(params.stop, self._text, recent) if params.stop else None
         taken: list[int] = []
-        prompt = {"prompt_token_ids": list(request.tokens)}
+        prompt = tokens_input(list(request.tokens))
         rank = self._rank(request.id)
         streamed = self.engine.generate(prompt, settings, request.id, data_parallel_rank=rank)
         async with aclosing(streamed) as outputs:

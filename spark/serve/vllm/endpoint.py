@@ -6,7 +6,10 @@ A request without one is answered by vLLM's handler, untouched.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import json
+import os
+import sys
 import tempfile
 from argparse import Namespace
 from pathlib import Path
@@ -67,6 +70,7 @@ class SparkEndpoint:
         self.routes = TreeRoutes(trees, ChatFormat(tokenizer, template(args.chat_template)))
         self._backend, self._weight_updates = backend, chosen.branching_weight_updates
         self._expiry = asyncio.create_task(trees.expire())
+        atexit.register(fail_if_dead, engine_client)
 
     async def facts(self) -> Response:
         """Say what this server is and takes."""
@@ -95,6 +99,16 @@ class SparkEndpoint:
             # a file that cannot be read, tensors that do not fit
             return refusal(error)
         return JSONResponse({"weight_version": version, "engine": dict(self._backend.stats())})
+
+
+def fail_if_dead(engine: Any) -> None:
+    """End the process with code 1 when its engine has died: vLLM stops listening, but ends with 0.
+
+    Whoever supervises the server would take that for a proper end.
+    """
+    if engine.errored:
+        sys.stderr.flush()
+        os._exit(1)
 
 
 OFF = RequestError("this server does not branch: serve with --branching spark")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "serve")]
 
 if importlib.util.find_spec("vllm.sampling_params") is None:
     collect_ignore_glob = ["test_*.py"]

@@ -10,6 +10,8 @@ import torch
 from tiny_models import tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from spark.rollout.chat import APPEND_ONLY
+
 VOCAB, CONTEXT = 97, 2048
 FAMILIES = {"qwen3": {}, "llama": {}}
 
@@ -45,7 +47,9 @@ def model(family: str) -> PreTrainedModel:
 def save(family: str, folder: Path) -> Path:
     """Write the model and its tokenizer to `folder`."""
     model(family).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
+    told = copy.deepcopy(tokenizer())
+    told.chat_template = APPEND_ONLY
+    told.save_pretrained(folder)
     return folder
 
 

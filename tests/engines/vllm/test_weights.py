@@ -1,0 +1,89 @@
+"""New weights over HTTP, from disk and in memory: old KV is gone, the version comes back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from http_client import Client
+from models import greedy, model, prompt
+from safetensors.torch import save, save_file
+from server import Server, serving
+
+pytestmark = pytest.mark.vllm
+
+TOKENS = prompt(70, 3)
+
+
+@pytest.fixture(scope="module")
+def server(models: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("weights")
+    with serving(models("qwen3"), folder, "--weight_updates") as started:
+        yield started
+
+
+def scaled(factor: float) -> tuple[dict[str, torch.Tensor], list[int]]:
+    """Return weights that differ from the model's, and the greedy continuation under them."""
+    twin = model("qwen3")
+    state = {name: tensor.clone() for name, tensor in twin.state_dict().items()}
+    changed = {name: t * factor if "mlp" in name else t for name, t in state.items()}
+    twin.load_state_dict(changed)
+    greedy_now = twin.generate(
+        torch.tensor([TOKENS]),
+        attention_mask=torch.ones(1, len(TOKENS)),
+        max_new_tokens=20,
+        do_sample=False,
+    )
+    twin.load_state_dict(state)
+    return changed, greedy_now[0, len(TOKENS) :].tolist()
+
+
+def test_versions(server: Server, tmp_path: Path) -> None:
+    body = {
+        "prompt": TOKENS,
+        "max_tokens": 20,
+        "temperature": 0,
+        "ignore_eos": True,
+        "return_token_ids": True,
+        "branching": {"policy": "none"},
+    }
+    disk, disk_tokens = scaled(0.5)
+    memory, memory_tokens = scaled(1.7)
+    first = greedy("qwen3", TOKENS, 20)
+    assert len({tuple(first), tuple(disk_tokens), tuple(memory_tokens)}) == 3
+    save_file(disk, tmp_path / "new.safetensors")
+
+    async def run() -> None:
+        async with Client(server.url) as client:
+            answer = await client.good(body)
+            tree = answer["branching"]["id"]
+            assert answer["branching"]["weight_version"] == 0
+            assert answer["choices"][0]["token_ids"] == first
+
+            told = {"path": str(tmp_path / "new.safetensors"), "version": 3}
+            assert (await client.good(told, "/v1/weights"))["weight_version"] == 3
+            answer = await client.good(body)
+            assert answer["branching"]["weight_version"] == 3
+            assert answer["choices"][0]["token_ids"] == disk_tokens
+            behind = body | {"prompt": [], "branching": {"tree": tree, "from": 1}}
+            assert (await client.ask(behind))[0] == 404, "trees of old weights are gone"
+
+            url = f"{server.url}/v1/weights?version=4"
+            async with client.session.post(url, data=save(memory)) as said:
+                assert said.status == 200, await said.text()
+            answer = await client.good(body)
+            assert answer["branching"]["weight_version"] == 4
+            assert answer["choices"][0]["token_ids"] == memory_tokens
+
+            missing = told | {"path": str(tmp_path / "none.safetensors")}
+            status, said = await client.ask(missing, "/v1/weights")
+            assert (status, said["error"]["param"]) == (400, "path")
+            async with client.session.post(url, data=b"not safetensors") as said:
+                assert said.status == 400
+            assert (await client.good(body))["choices"][0]["token_ids"] == memory_tokens
+
+    asyncio.run(run())
