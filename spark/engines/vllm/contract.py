@@ -94,7 +94,18 @@ CONTRACT = (
     Uses(SAMPLER, "Sampler.gather_logprobs", ("logprobs", "num_logprobs", "token_ids")),
     Uses(RUNNER, "GPUModelRunner.load_model", mentions=("model",), why="gets the sampler"),
     Uses(RUNNER, "GPUModelRunner.sample_tokens", ("grammar_output",), why="passes grammars on"),
-    Uses(RUNNER, "GPUModelRunner._update_states", mentions=("CachedRequestState",)),
+    Uses(
+        RUNNER,
+        "GPUModelRunner._update_states",
+        mentions=("CachedRequestState", "copy_kv_cache_blocks_inplace"),
+        why="makes states and copies blocks",
+    ),
+    Uses(
+        "v1/worker/utils.py",
+        "copy_kv_cache_blocks_inplace",
+        ("kv_caches", "num_blocks", "kv_cache_block_copies"),
+        why="copies the partial tail",
+    ),
     Uses(BATCH, "CachedRequestState.__post_init__", why="splits prompts"),
     Uses(BATCH, "InputBatch.add_request", mentions=("num_tokens_no_spec",)),
     Uses(
@@ -126,6 +137,7 @@ CONTRACT = (
         why="has the parameters on the device",
     ),
     Uses(RUNNER_V2, "GPUModelRunner.load_model", mentions=("sampler", "structured_outputs_worker")),
+    Uses(RUNNER_V2, "GPUModelRunner.update_requests", mentions=("copy_kv_cache_blocks_inplace",)),
     Uses(RUNNER_V2, "GPUModelRunner.sample", mentions=("apply_grammar_bitmask",)),
     Uses(ENDPOINTS, "EndpointPlugin.attach_router", ("app",)),
     Uses(

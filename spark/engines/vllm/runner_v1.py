@@ -9,6 +9,7 @@ from vllm.v1.worker.gpu_input_batch import CachedRequestState
 
 from spark.engines.vllm.bitmask import grammar_words
 from spark.engines.vllm.branch import branch_of
+from spark.engines.vllm.copies import with_kv_fork
 from spark.engines.vllm.options import Options
 from spark.engines.vllm.sampler import SparkSampler
 
@@ -61,5 +62,8 @@ class BranchState(CachedRequestState):
         super().__post_init__()
 
 
-# the runner makes its requests' states by this name
+# the runner finds both by these names
 gpu_model_runner.CachedRequestState = BranchState
+gpu_model_runner.copy_kv_cache_blocks_inplace = with_kv_fork(
+    gpu_model_runner.copy_kv_cache_blocks_inplace
+)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+from vllm.v1.worker.gpu import model_runner
 
 from spark.engines.vllm.bitmask import grammar_words
+from spark.engines.vllm.copies import with_kv_fork
 from spark.engines.vllm.options import Options
 from spark.engines.vllm.sampler_v2 import SparkSamplerV2
 
@@ -31,3 +33,7 @@ class BranchingV2(Runner):
         """Give the grammar to the sampler as a bitmask instead of changing the logits."""
         words = grammar_words(batch.req_ids, names, bitmask)
         self.sampler.grammar = words.to(logits.device, non_blocking=True)
+
+
+# the runner finds it by this name
+model_runner.copy_kv_cache_blocks_inplace = with_kv_fork(model_runner.copy_kv_cache_blocks_inplace)
