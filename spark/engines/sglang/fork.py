@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from spark.engines.sglang import versions
+from spark.engines.sglang.choices import make_grammar
 from spark.engines.sglang.claims import Claims
 from spark.engines.sglang.hooks import Hook, installed
 from spark.engines.sglang.member import Member, member_of
@@ -39,6 +40,12 @@ def on_generate(original: Callable[..., Any], scheduler: Any, received: Any, **k
 
 
 def _admit(scheduler: Any, received: Any, member: Member) -> None:
+    params = received.sampling_params
+    if member.choices is not None:
+        if params.json_schema or params.regex or params.ebnf or params.structural_tag:
+            raise ValueError("spark.choices does not go with a grammar: leave one of them out")
+        # checked here, made again when the request is queued
+        make_grammar(member.choices, scheduler.tokenizer, scheduler.model_config.vocab_size)
     if received.return_logprob and member.output:
         raise ValueError("return_logprob does not go with spark.output: use spark.score")
     tokens = [*received.input_ids, *member.output]
@@ -50,12 +57,10 @@ def _admit(scheduler: Any, received: Any, member: Member) -> None:
             f"spark.output has token {max(member.output)}, the vocabulary is "
             f"{scheduler.model_config.vocab_size}"
         )
-    if received.sampling_params.max_new_tokens is not None and (
-        received.sampling_params.max_new_tokens <= len(member.output)
-    ):
+    if params.max_new_tokens is not None and params.max_new_tokens <= len(member.output):
         raise ValueError(
-            f"max_new_tokens={received.sampling_params.max_new_tokens} counts the "
-            f"{len(member.output)} tokens of spark.output: make it larger"
+            f"max_new_tokens={params.max_new_tokens} counts the {len(member.output)} tokens of "
+            "spark.output: make it larger"
         )
     if member.tree is None:
         return
@@ -107,7 +112,9 @@ def _resume(req: Any) -> None:
     output = array("q", req.spark.output)
     req.output_ids = output
     req.send_token_offset = len(output)
-    if req.grammar is not None:
+    if req.spark.choices is not None:
+        req.grammar = make_grammar(req.spark.choices, req.tokenizer, req.vocab_size)
+    elif req.grammar is not None:
         for token in output:
             req.grammar.accept_token(token)
     if req.spark.score:
