@@ -15,12 +15,17 @@ from rich.table import Table
 from benchmarks import results
 
 TOOLS = {"__main__", "harness", "results"}
+# run by name, each in the environment of its engine's tests
+ENGINES = {"sglang", "vllm"}
 
 
 def suites() -> list[str]:
     """Return the suites: the modules of this folder with a `run(quick) -> list[Case]`."""
     found = pkgutil.iter_modules([str(Path(__file__).parent)])
     return sorted(module.name for module in found if module.name not in TOOLS)
+
+
+OURS = [name for name in suites() if name not in ENGINES]
 
 
 def show(result: dict) -> None:
@@ -34,7 +39,7 @@ def show(result: dict) -> None:
 def main() -> int:
     """Run the suites and write one JSON each; the exit code counts the missed targets."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--suite", nargs="+", choices=suites(), default=suites())
+    parser.add_argument("--suite", nargs="+", choices=suites(), default=OURS)
     parser.add_argument("--quick", action="store_true", help="few rounds, small sizes, not stored")
     parser.add_argument("--print", action="store_true", help="only show the stored results")
     parser.add_argument("--tables", type=Path, nargs="*", help="rewrite the tables of these pages")

@@ -45,7 +45,7 @@ class TreeRoutes:
             tokens = body.prompt
             if isinstance(tokens, str):
                 tokens = list(self.trees.backend.tokenizer.encode(tokens))
-            return await self._answer(http, body, tokens)
+            return await self.answer(http, body, tokens)
         except Exception as error:
             # whatever went wrong, the client gets OpenAI's error format
             return refusal(error)
@@ -54,7 +54,7 @@ class TreeRoutes:
         """Answer a conversation."""
         try:
             body = parse_chat(await self.json(http), self.trees.backend)
-            return await self._answer(http, body, self._chat_tokens(body))
+            return await self.answer(http, body, self._chat_tokens(body))
         except Exception as error:
             # see above
             return refusal(error)
@@ -108,7 +108,8 @@ class TreeRoutes:
         before = tokens_before(self.trees.find(body.branching.tree), body.branching)
         return self._chat.turn(messages, before[-1:], **variables)
 
-    async def _answer(self, http: Request, body: AnyBody, tokens: list[int]) -> Response:
+    async def answer(self, http: Request, body: AnyBody, tokens: list[int]) -> Response:
+        """Run what `body` asks for behind `tokens`. Raises what `refusal` turns into an answer."""
         backend = self.trees.backend
         if body.branching is not None and not self._branching:
             raise RequestError(

@@ -112,9 +112,7 @@ def on_masks(original: Callable[[Any], None], info: Any) -> None:
         grammar.fill_vocab_mask(info.grammar_mask.vocab_mask, row)
 
 
-def _checked(
-    wire: Mapping[str, Any], vocab_size: int
-) -> tuple[str, list[list[int]], list[int]]:
+def _checked(wire: Mapping[str, Any], vocab_size: int) -> tuple[str, list[list[int]], list[int]]:
     if not isinstance(wire, Mapping) or set(wire) - {"opening", "choices", "before"}:
         raise ValueError("spark.choices must have the fields opening, choices and before")
     opening, choices, before = wire.get("opening"), wire.get("choices"), wire.get("before", [])

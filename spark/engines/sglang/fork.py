@@ -110,16 +110,26 @@ def on_queue(original: Callable[..., Any], scheduler: Any, req: Any, **kwargs: A
 def _resume(req: Any) -> None:
     """Bring `req` to the state after it had sampled `spark.output` itself."""
     output = array("q", req.spark.output)
-    req.output_ids = output
-    req.send_token_offset = len(output)
     if req.spark.choices is not None:
         req.grammar = make_grammar(req.spark.choices, req.tokenizer, req.vocab_size)
-    elif req.grammar is not None:
-        for token in output:
-            req.grammar.accept_token(token)
+    elif req.grammar is not None and not _follows(req.grammar, output):
+        req.set_finish_with_abort("spark.output does not follow the request's grammar")
+        return
+    req.output_ids = output
+    req.send_token_offset = len(output)
     if req.spark.score:
         # lists in meta_info are aligned with the output; nobody asks for the first ones
         req.customized_info = {name: [None] * len(output) for name in SCORES}
+
+
+def _follows(grammar: Any, output: array[int]) -> bool:
+    """Advance a compiled grammar by `output`; False where it does not take a token."""
+    try:
+        for token in output:
+            grammar.accept_token(token)
+    except ValueError:
+        return False
+    return True
 
 
 def on_abort(original: Callable[..., Any], scheduler: Any, received: Any) -> Any:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from spark.engines.sglang.hooks import Hook
+from spark.engines.sglang.penalties import replay
 from spark.seeds import derive_seed
 from spark_kernels.score import Scores
 
@@ -57,7 +58,7 @@ def _seed(req: Any) -> int:
 def on_batch(result: None, info: Any, batch: Any, *_: Any) -> None:
     """A batch of requests got its sampling tensors."""
     info.spark = Rows.of(batch.reqs, batch.device)
-    replay_penalties(info.penalizer_orchestrator, batch.reqs)
+    replay(info.penalizer_orchestrator, batch)
 
 
 def on_filter(result: None, info: Any, keep: list[int], keep_device: Tensor) -> None:
@@ -80,30 +81,6 @@ def on_copy(result: Any, info: Any) -> None:
     """The tensors were copied for one forward pass."""
     rows = getattr(info, "spark", None)
     result.spark = None if rows is None else replace(rows)
-
-
-def replay_penalties(orchestrator: Any, reqs: list[Any]) -> None:
-    """Let penalties count the output that a fork (or a retracted member) starts with.
-
-    A penalizer is applied to one row at a time through views of its tensors: they are updated in
-    place, and none is known by name here.
-    """
-    for penalizer in orchestrator.penalizers.values():
-        if not penalizer.is_prepared():
-            continue
-        for row, req in enumerate(reqs):
-            if req.spark is not None and len(req.output_ids):
-                view = _view(penalizer, row, len(reqs))
-                for token in req.output_ids:
-                    view._cumulate_output_tokens(torch.tensor([token], device=orchestrator.device))
-
-
-def _view(penalizer: Any, row: int, rows: int) -> Any:
-    view = object.__new__(type(penalizer))
-    for name, value in vars(penalizer).items():
-        per_row = isinstance(value, Tensor) and value.dim() > 0 and len(value) == rows
-        setattr(view, name, value[row : row + 1] if per_row else value)
-    return view
 
 
 BATCH = "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo"

@@ -79,7 +79,7 @@ class _HostScores(NamedTuple):
         """Append each row's scores to what its request returns."""
         columns = self.values.T.tolist()
         for req, commit, column in zip(batch.reqs, commits, columns, strict=True):
-            if commit is None or req.spark is None or not req.spark.score:
+            if commit is None or req.spark is None or req.customized_info is None:
                 continue
             if any(map(math.isnan, column)):
                 _fail(req)

@@ -152,7 +152,7 @@ def test_seeds_fix_the_draws_whatever_the_batch(engine: Offline) -> None:
         {"min_new_tokens": 60, "stop_token_ids": list(range(0, 97, 3)), "ignore_eos": False},
         {"logit_bias": {"5": 6.0, "7": 5.0}, "frequency_penalty": 0.4},
         {"temperature": 1.0, "top_p": 0.9, "sampling_seed": 77},
-        {"regex": "([a-z <>/]{1,3} ){1,40}"},
+        {"regex": "([a-z <>/]{1,3} )*"},
         {"stop": ["k o"], "temperature": 1.2, "sampling_seed": 3},
     ],
     ids=["additive", "repetition", "min-tokens", "bias", "seed", "grammar", "stop"],

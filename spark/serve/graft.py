@@ -1,0 +1,74 @@
+"""The tree routes inside an engine's own server, which keeps every request that does not branch."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from spark.serve.trees import Trees
+
+Message = MutableMapping[str, Any]
+SHARED_PATHS = ("/v1/completions", "/v1/chat/completions", "/generate")
+TREE_PATHS = "/v1/trees"
+
+
+class Graft:
+    """ASGI middleware between an engine's application and the application `trees_app`.
+
+    A request on a shared path is ours when its body has a `branching` object; every other request
+    reaches the engine byte for byte.
+    """
+
+    def __init__(self, app: ASGIApp, trees_app: ASGIApp, trees: Trees) -> None:
+        self._app, self._trees_app, self._trees = app, trees_app, trees
+        self._expiry: asyncio.Task[None] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand one request to whom it is for."""
+        path = scope.get("path", "")
+        if scope["type"] != "http" or not path.startswith((*SHARED_PATHS, TREE_PATHS)):
+            await self._app(scope, receive, send)
+            return
+        if self._expiry is None:
+            self._expiry = asyncio.create_task(self._trees.expire())
+        if path.startswith(TREE_PATHS):
+            await self._trees_app(scope, receive, send)
+            return
+        body, again = await self._read(receive)
+        ours = scope["method"] == "POST" and path in SHARED_PATHS and branches(body)
+        await (self._trees_app if ours else self._app)(scope, again, send)
+
+    async def _read(self, receive: Receive) -> tuple[bytes, Callable[[], Awaitable[Message]]]:
+        """Return the body, at most one piece beyond the limit, and a way to read it again."""
+        messages: list[Message] = []
+        size = 0
+        while size <= self._trees.limits.max_body_bytes:
+            messages.append(await receive())
+            size += len(messages[-1].get("body", b""))
+            if messages[-1]["type"] != "http.request" or not messages[-1].get("more_body"):
+                break
+        body = b"".join(message.get("body", b"") for message in messages)
+        pending = iter(messages)
+
+        async def again() -> Message:
+            message = next(pending, None)
+            return await receive() if message is None else message
+
+        return body, again
+
+
+def branches(body: bytes) -> bool:
+    """Return whether a request's body has a `branching` object that asks for something."""
+    # most requests have none: do not parse them twice
+    if b'"branching"' not in body:
+        return False
+    try:
+        record = json.loads(body)
+    except ValueError:
+        # too large, or no JSON: ours to refuse
+        return True
+    return isinstance(record, dict) and record.get("branching") is not None

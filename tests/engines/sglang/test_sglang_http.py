@@ -1,0 +1,73 @@
+"""SGLang's own server with `--branching spark`: the behaviour that every server must show."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from http_behaviour import BEHAVIOUR, Subject
+from http_client import Client
+from offline import CONTEXT
+from served import SERVE, Server, served
+from tiny_models import VOCAB, greedy, prompt, tokenizer
+
+pytestmark = pytest.mark.sglang
+
+
+@pytest.fixture(scope="module")
+def server(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    log = tmp_path_factory.mktemp("server") / "log"
+    how = [*SERVE, "--engine", "sglang"]
+    more = {"page-size": 16, "branching-chat-template": "append_only"}
+    with served(models["qwen3"], log, how, **more) as found:
+        yield found
+
+
+@pytest.mark.parametrize("check", BEHAVIOUR, ids=lambda check: check.__name__)
+def test_behaviour(check: Callable[[Subject], Awaitable[None]], server: Server) -> None:
+    @contextmanager
+    def start(**limits: Any) -> Iterator[str]:
+        assert not limits
+        yield server.url
+
+    subject = Subject(
+        start=start,
+        prompt=prompt,
+        greedy=lambda tokens, new: greedy("qwen3", tokens, new),
+        text=lambda tokens: tokenizer().decode(list(tokens), skip_special_tokens=True),
+        context=CONTEXT - 2,
+        vocab_size=VOCAB,
+        recomputed=1,
+    )
+    asyncio.run(check(subject))
+
+
+def test_native_generate_answers_with_a_tree(server: Server) -> None:
+    tokens = prompt(15, 50)
+
+    async def ask() -> tuple[Any, Any, tuple[int, Any]]:
+        async with Client(server.url) as client:
+            body = {
+                "input_ids": tokens,
+                "sampling_params": {"max_new_tokens": 20, "temperature": 0, "n": 4},
+                "branching": {"policy": "entropy", "entropy_threshold": 3.5},
+            }
+            body["sampling_params"]["ignore_eos"] = True
+            tree = await client.good(body, "/generate")
+            del body["branching"], body["sampling_params"]["n"]
+            stock = await client.good(body, "/generate")
+            bad = await client.ask(
+                body | {"branching": {"width": 1}, "return_logprob": True}, "/generate"
+            )
+            return tree, stock, bad
+
+    tree, stock, (status, error) = asyncio.run(ask())
+    want = greedy("qwen3", tokens, 20)
+    assert [leaf["output_ids"] for leaf in tree["outputs"]] == [want] * len(tree["outputs"])
+    assert tree["branching"]["id"] and stock["output_ids"] == want
+    assert "branching" not in stock
+    assert (status, error["error"]["param"]) == (400, "branching.width")
