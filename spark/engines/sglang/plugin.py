@@ -43,8 +43,15 @@ def activate(more: Iterable[Hook] = ()) -> None:
 
 def engine_hooks() -> list[Hook]:
     """Return the hooks of the engine under the current options."""
-    from spark.engines.sglang import choices, fork, penalties, rows, sampler, scores
+    from spark.engines.sglang import choices, fork, penalties, rows, sampler, samples, scores
 
     samples = options.current().sampler == "spark"
-    found = [*fork.HOOKS, choices.HOOK, penalties.HOOK, *rows.hooks(), scores.on_runner(samples)]
+    found = [
+        *fork.HOOKS,
+        choices.HOOK,
+        penalties.HOOK,
+        samples.HOOK,
+        *rows.hooks(),
+        scores.on_runner(samples),
+    ]
     return found + (sampler.hooks() if samples else [])
