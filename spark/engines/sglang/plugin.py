@@ -45,13 +45,13 @@ def engine_hooks() -> list[Hook]:
     """Return the hooks of the engine under the current options."""
     from spark.engines.sglang import choices, fork, penalties, rows, sampler, samples, scores
 
-    samples = options.current().sampler == "spark"
+    draws = options.current().sampler == "spark"
     found = [
         *fork.HOOKS,
         choices.HOOK,
         penalties.HOOK,
         samples.HOOK,
         *rows.hooks(),
-        scores.on_runner(samples),
+        scores.on_runner(draws),
     ]
-    return found + (sampler.hooks() if samples else [])
+    return found + (sampler.hooks() if draws else [])
