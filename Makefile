@@ -75,12 +75,13 @@ $(SGLANG)/.dependencies: $(SGLANG_TESTS)/requirements.txt pyproject.toml constra
 	$(SGLANG_PIP) --no-deps sglang==0.5.21 torchvision==0.28.0
 	$(SGLANG_PIP) --no-deps --upgrade --target $(SGLANG)/next sglang==0.5.23
 	$(SGLANG_PIP) -r $(SGLANG_TESTS)/requirements.txt
-	$(SGLANG_PIP) pytest hypothesis setuptools $$(sed -n '/^requires = /s/.*\[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
+	$(SGLANG_PIP) pytest hypothesis scipy setuptools \
+	  $$(sed -n '/^requires = /s/.*\[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
 	touch $@
 
 $(SGLANG)/.built: $(SGLANG)/.dependencies $(BUILD_INPUTS)
 	PATH="$(abspath $(SGLANG)/bin):$$PATH" SPARK_CUDA=OFF SPARK_BUILD_DIR=build/cmake-sglang \
-	  $(SGLANG_PIP) --no-build-isolation --no-deps -e .
+	  $(SGLANG_PIP) --no-build-isolation -c $(SGLANG_TESTS)/requirements.txt -e '.[alfworld,train,serve]'
 	touch $@
 
 test-sglang: $(SGLANG)/.built

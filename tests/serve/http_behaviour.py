@@ -205,7 +205,8 @@ async def a_leaf_forks_in_its_past(subject: Subject) -> None:
 async def stops_end_leaves_and_are_cut_off(subject: Subject) -> None:
     with subject.start() as url:
         async with Client(url) as client:
-            body = subject.body(temperature=0)
+            # engines have ways of their own to keep a stop; ours is the same everywhere
+            body = subject.body(temperature=0, branching={"policy": "none"})
             long = subject.greedy(body["prompt"], 24)
             text = subject.text(long)
             middle = len(subject.text(long[:9]))
