@@ -1,6 +1,7 @@
 // The kernels of tree_attention, compiled once per instruction set by tree_attention_<isa>.cpp.
 #pragma once
 
+#include "tree_attention_softmax.h"
 #include "tree_attention_tiles.h"
 
 namespace {
@@ -10,7 +11,7 @@ using spark::attention::Item;
 using spark::attention::Kernels;
 using spark::attention::kRowTile;
 
-// up to here keys are read in place rather than packed
+// up to here lanes hold keys, above they hold rows
 constexpr int kFewRows = 8;
 
 // whether products take two bfloat16 at a time
@@ -32,9 +33,9 @@ struct Row {
 
 // Carved from one thread's scratch; R rows, D = padded head_dim.
 struct Tile {
-  float* q;       // [R, D] floats, or bfloat16 for paired products
+  float* q;       // [R, D] floats, or bfloat16 for paired products; packed if many
   float* out;     // [R, D] unnormalised
-  float* scores;  // [R, kKeyTile]
+  float* scores;  // [R, kKeyTile], or [kKeyTile, R] if many
   float* keys;    // [kKeyTile, D] packed, or as floats
   float* values;  // [kKeyTile, D] as floats
   float* max;     // [R] running softmax
@@ -100,24 +101,38 @@ int list_rows(const Context& c, const Item& item, Row* rows) {
   return n;
 }
 
+// Number of vectors that hold n rows or keys.
+inline int panels_of(int n) { return (n + kLanes - 1) / kLanes; }
+
 template <typename T>
 void load_queries(const Context& c, const Tile& tile, int rows) {
   const SparkTreeAttention& a = *c.args;
   const int64_t dim = padded(a.head_dim);
+  // elements of products: two bfloat16, or one number
+  using Element = std::conditional_t<kPairs<T>, float, T>;
+  const int64_t elements = kPairs<T> ? a.head_dim / 2 : a.head_dim;
+  const Element* q[kRowTile];
   for (int r = 0; r < rows; ++r) {
     const Row& row = tile.rows[r];
-    const T* q = static_cast<const T*>(a.q) +
-                 (c.query_offsets[row.sequence] + row.token) * a.q_strides[0] +
-                 row.head * a.q_strides[1];
-    if constexpr (kPairs<T>) {
-      copy_row(reinterpret_cast<const float*>(q), a.head_dim / 2,
-               tile.q + r * padded(a.head_dim / 2));
-    } else {
-      copy_row(q, a.head_dim, tile.q + r * dim);
-    }
+    q[r] = reinterpret_cast<const Element*>(
+        static_cast<const T*>(a.q) + (c.query_offsets[row.sequence] + row.token) * a.q_strides[0] +
+        row.head * a.q_strides[1]);
     for (int64_t d = 0; d < dim; d += kLanes) store(tile.out + r * dim + d, Vec{});
-    tile.max[r] = -kInfinity;
-    tile.sum[r] = 0;
+  }
+  // lanes that are left over do as the last row does
+  const int lanes = panels_of(rows) * kLanes;
+  for (int r = rows; r < lanes; ++r) {
+    q[r] = q[rows - 1];
+    tile.rows[r] = tile.rows[rows - 1];
+  }
+  for (int r = 0; r < lanes; r += kLanes) {
+    store(tile.max + r, splat(-kInfinity));
+    store(tile.sum + r, Vec{});
+  }
+  if (rows > kFewRows) {
+    pack_rows(q, panels_of(rows), elements, tile.q);
+  } else {
+    for (int r = 0; r < rows; ++r) copy_row(q[r], elements, tile.q + r * padded(elements));
   }
 }
 
@@ -143,14 +158,42 @@ void locate(const Context& c, const Item& item, int32_t s, int64_t first, int ke
 template <typename Product>
 void softmax_rows(const Context& c, const Tile& tile, int rows, int64_t first, int keys) {
   const SparkTreeAttention& a = *c.args;
-  const int panels = (keys + kLanes - 1) / kLanes;
   for (int r = 0; r < rows; ++r) {
     const int position = tile.rows[r].position - static_cast<int>(first);
     const int low = a.window ? position - static_cast<int>(a.window) : -1;
-    softmax_row<Product>(tile.scores + r * kKeyTile, panels, low,
+    softmax_row<Product>(tile.scores + r * kKeyTile, panels_of(keys), low,
                          position < keys ? position : keys - 1, a.scale, a.softcap, tile.max[r],
                          tile.sum[r], tile.decay[r]);
   }
+}
+
+// the same for rows in lanes
+template <typename Product>
+void softmax_panels(const Context& c, const Tile& tile, int rows, int64_t first, int keys) {
+  const SparkTreeAttention& a = *c.args;
+  const int64_t stride = panels_of(rows) * kLanes;
+  for (int r = 0; r < rows; r += kLanes) {
+    VecInt low, high;
+    bool masked = false;
+    for (int i = 0; i < kLanes; ++i) {
+      high[i] = tile.rows[r + i].position - static_cast<int32_t>(first);
+      low[i] = a.window ? high[i] - static_cast<int32_t>(a.window) : -1;
+      masked |= high[i] < keys - 1 || low[i] >= 0;
+    }
+    softmax_lanes<Product>(tile.scores + r, stride, keys, masked, low, high, a.scale, a.softcap,
+                           tile.max + r, tile.sum + r, tile.decay + r);
+  }
+}
+
+// Scores and softmax of one tile of keys, given as elements of products; return the weights.
+template <typename Product>
+Weights weigh_many(const Context& c, const Tile& tile, int rows, int64_t first, int keys,
+                   const float* const* k, int64_t elements) {
+  const int panels = panels_of(rows);
+  const int64_t stride = panels * kLanes;
+  score_packed<Product>(k, tile.q, keys, panels, elements, tile.scores, stride);
+  softmax_panels<Product>(c, tile, rows, first, keys);
+  return {tile.scores, 1, stride};
 }
 
 // One tile of keys for all rows.
@@ -158,32 +201,41 @@ template <typename T>
 void attend_tile(const Context& c, const Tile& tile, int rows, int64_t first, int keys,
                  const T* const* k, const T* const* v) {
   const int64_t head_dim = c.args->head_dim;
-  const int panels = (keys + kLanes - 1) / kLanes;
   const float* floats[kKeyTile];
+  Weights weights{tile.scores, kKeyTile, 1};
   if (rows <= kFewRows) {
+    const int panels = panels_of(keys);
     float_rows(k, panels * kLanes, head_dim, tile.keys, floats);
     score_rows(tile.q, floats, rows, panels, head_dim, tile.scores);
+    softmax_rows<FloatProduct>(c, tile, rows, first, keys);
   } else {
-    pack_keys(k, panels, head_dim, tile.keys);
-    score_packed<FloatProduct>(tile.q, tile.keys, rows, panels, padded(head_dim), tile.scores);
+    float_rows(k, keys, head_dim, tile.keys, floats);
+    weights = weigh_many<FloatProduct>(c, tile, rows, first, keys, floats, head_dim);
   }
-  softmax_rows<FloatProduct>(c, tile, rows, first, keys);
   float_rows(v, keys, head_dim, tile.values, floats);
-  add_values<FloatProduct>(tile.scores, floats, rows, keys, head_dim, tile.decay, tile.out);
+  add_values<FloatProduct>(weights, floats, rows, keys, head_dim, tile.decay, tile.out);
 }
 
 #if defined(__AVX512BF16__)
 // The same with two bfloat16 a product; weights are rounded to bfloat16.
 inline void attend_tile(const Context& c, const Tile& tile, int rows, int64_t first, int keys,
                         const BFloat16* const* k, const BFloat16* const* v) {
-  const int64_t head_dim = c.args->head_dim;
-  const int panels = (keys + kLanes - 1) / kLanes;
-  pack_keys(reinterpret_cast<const float* const*>(k), panels, head_dim / 2, tile.keys);
-  score_packed<PairProduct>(tile.q, tile.keys, rows, panels, padded(head_dim / 2), tile.scores);
-  softmax_rows<PairProduct>(c, tile, rows, first, keys);
+  const int64_t head_dim = c.args->head_dim, elements = head_dim / 2;
+  const float* const* key_pairs = reinterpret_cast<const float* const*>(k);
+  Weights weights{tile.scores, kKeyTile, 1};
+  if (rows <= kFewRows) {
+    const int panels = panels_of(keys);
+    const float* q[kFewRows];
+    for (int r = 0; r < rows; ++r) q[r] = tile.q + r * padded(elements);
+    pack_rows(key_pairs, panels, elements, tile.keys);
+    score_packed<PairProduct>(q, tile.keys, rows, panels, elements, tile.scores, kKeyTile);
+    softmax_rows<PairProduct>(c, tile, rows, first, keys);
+  } else {
+    weights = weigh_many<PairProduct>(c, tile, rows, first, keys, key_pairs, elements);
+  }
   const float* pairs[kKeyTile / 2];
   pair_rows(v, keys, head_dim, tile.values, pairs);
-  add_values<PairProduct>(tile.scores, pairs, rows, (keys + 1) / 2, head_dim, tile.decay, tile.out);
+  add_values<PairProduct>(weights, pairs, rows, (keys + 1) / 2, head_dim, tile.decay, tile.out);
 }
 #endif
 

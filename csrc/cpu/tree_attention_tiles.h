@@ -1,5 +1,7 @@
 // Arithmetic on one tile of tree_attention: R rows of queries against up to kKeyTile keys.
-// D is head_dim padded to 16; rows of floats are D apart, rows of scores kKeyTile.
+// Few rows stand as rows of scores, kKeyTile apart, with keys in the lanes. Many rows stand in the
+// lanes, so that nothing is packed per tile and the softmax needs no sums across lanes.
+// D is head_dim padded to 16; rows of floats are D apart.
 #pragma once
 
 #include <type_traits>
@@ -37,6 +39,13 @@ struct FloatProduct {
     store(row + p * kLanes, weight);
     return weight;
   }
+  // the same of keys k and k + 1, from row_of(k) on, `stride` apart; return the sum
+  static int row_of(int k) { return k; }
+  static Vec store_pair(float* to, int64_t stride, Vec first, Vec second) {
+    store(to, first);
+    store(to + stride, second);
+    return first + second;
+  }
 };
 
 #if defined(__AVX512BF16__)
@@ -49,6 +58,14 @@ struct PairProduct {
     BFloat16* to = reinterpret_cast<BFloat16*>(row) + p * kLanes;
     _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh(weight));
     return load(to);
+  }
+  static int row_of(int k) { return k / 2; }
+  static Vec store_pair(float* to, int64_t, Vec first, Vec second) {
+    // to the nearest: weights are neither negative nor infinite
+    VecUint low = (bit_cast<VecUint>(first) + 0x8000u) & 0xffff0000u;
+    VecUint high = (bit_cast<VecUint>(second) + 0x8000u) & 0xffff0000u;
+    store(to, bit_cast<Vec>(low >> 16 | high));
+    return bit_cast<Vec>(low) + bit_cast<Vec>(high);
   }
 };
 
@@ -72,7 +89,7 @@ inline void pair_rows(const BFloat16* const* from, int n, int64_t head_dim, floa
 
 // to[panel][d][lane] = element d of row panel * kLanes + lane
 template <typename T>
-void pack_keys(const T* const* from, int panels, int64_t head_dim, float* to) {
+void pack_rows(const T* const* from, int panels, int64_t head_dim, float* to) {
   const int64_t dim = padded(head_dim);
   for (int p = 0; p < panels; ++p) {
     for (int64_t d = 0; d < dim; d += kLanes) {
@@ -102,48 +119,53 @@ void float_rows(const T* const* from, int n, int64_t head_dim, float* to, const 
   }
 }
 
-// call f(rows as a compile-time constant, first row) for blocks of up to kRowBlock rows
-template <typename F>
-void for_row_blocks(int rows, F&& f) {
-  int blocks = (rows + kRowBlock - 1) / kRowBlock;
+// call f(size as a compile-time constant, first) for blocks of up to Most of n things
+template <int Most, typename F>
+void for_blocks(int n, F&& f) {
+  int blocks = (n + Most - 1) / Most;
   for (int b = 0; b < blocks; ++b) {
-    int begin = rows * b / blocks, n = rows * (b + 1) / blocks - begin;
-    [&]<int... R>(std::integer_sequence<int, R...>) {
-      (void)((n == R + 1 && (f(std::integral_constant<int, R + 1>{}, begin), true)) || ...);
-    }(std::make_integer_sequence<int, kRowBlock>{});
+    int begin = n * b / blocks, size = n * (b + 1) / blocks - begin;
+    [&]<int... I>(std::integer_sequence<int, I...>) {
+      (void)((size == I + 1 && (f(std::integral_constant<int, I + 1>{}, begin), true)) || ...);
+    }(std::make_integer_sequence<int, Most>{});
   }
 }
 
-// scores[r][n * kLanes + lane] = q[r] . packed keys[n][..][lane]; `dim` counts elements
+// scores[r][n * kLanes + lane] = rows[r] . packed[n][..][lane] over `dim` elements
 template <typename Product, int R, int N>
-void multiply_packed(const float* q, const float* keys, int64_t dim, float* scores) {
+void multiply_packed(const float* const* rows, const float* packed, int64_t dim, float* scores,
+                     int64_t stride) {
   Vec acc[R][N] = {};
-  for (int64_t d = 0; d < dim; ++d) {
-    Vec k[N];
+  const float* row[R];
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) k[n] = load(keys + (n * dim + d) * kLanes);
+  for (int r = 0; r < R; ++r) row[r] = rows[r];
+  for (int64_t d = 0; d < dim; ++d) {
+    Vec x[N];
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) x[n] = load(packed + (n * padded(dim) + d) * kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) acc[r][n] = Product::add(acc[r][n], q + r * dim + d, k[n]);
+      for (int n = 0; n < N; ++n) acc[r][n] = Product::add(acc[r][n], row[r] + d, x[n]);
     }
   }
-  for (int r = 0; r < R; ++r)
-    for (int n = 0; n < N; ++n) store(scores + r * kKeyTile + n * kLanes, acc[r][n]);
+  // rolled up, the loop would put the sums into memory
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) store(scores + r * stride + n * kLanes, acc[r][n]);
+  }
 }
 
+// rows of scores are `stride` apart
 template <typename Product>
-void score_packed(const float* q, const float* keys, int rows, int panels, int64_t dim,
-                  float* scores) {
-  for_row_blocks(rows, [&](auto R, int r) {
-    auto panel = [&](auto N, int p) {
-      multiply_packed<Product, R(), N()>(q + r * dim, keys + p * dim * kLanes, dim,
-                                         scores + r * kKeyTile + p * kLanes);
-    };
-    int p = 0;
-    for (; p + kVecBlock <= panels; p += kVecBlock)
-      panel(std::integral_constant<int, kVecBlock>{}, p);
-    for (; p < panels; ++p) panel(std::integral_constant<int, 1>{}, p);
+void score_packed(const float* const* rows, const float* packed, int num_rows, int panels,
+                  int64_t dim, float* scores, int64_t stride) {
+  for_blocks<kVecBlock>(panels, [&](auto N, int p) {
+    for_blocks<kRowBlock>(num_rows, [&](auto R, int r) {
+      multiply_packed<Product, R(), N()>(rows + r, packed + p * padded(dim) * kLanes, dim,
+                                         scores + r * stride + p * kLanes, stride);
+    });
   });
 }
 
@@ -164,10 +186,16 @@ void score_rows(const float* q, const float* const* keys, int rows, int panels, 
   }
 }
 
-// out[r][n * kLanes] = decay[r] * out + sum over keys of p[r][key] * values[key][d + n * kLanes]
+// Weights of a tile: that of row r and key k at p[r * row + k * key].
+struct Weights {
+  const float* p;
+  int64_t row, key;
+};
+
+// out[r][n * kLanes] = decay[r] * out + sum over keys of w[r][key] * values[key][d + n * kLanes]
 // S sets of sums run side by side where one would leave the multipliers waiting.
 template <typename Product, int R, int N, int S>
-void multiply_values(const float* p, const float* const* values, int64_t d, int keys, int64_t dim,
+void multiply_values(Weights w, const float* const* values, int64_t d, int keys, int64_t dim,
                      const float* decay, float* out) {
   Vec acc[S][R][N] = {};
   auto add = [&](int s, int key) {
@@ -178,7 +206,7 @@ void multiply_values(const float* p, const float* const* values, int64_t d, int 
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
       for (int n = 0; n < N; ++n)
-        acc[s][r][n] = Product::add(acc[s][r][n], p + r * kKeyTile + key, v[n]);
+        acc[s][r][n] = Product::add(acc[s][r][n], w.p + r * w.row + key * w.key, v[n]);
     }
   };
   int k = 0;
@@ -189,9 +217,12 @@ void multiply_values(const float* p, const float* const* values, int64_t d, int 
   if constexpr (S > 1) {
     for (; k < keys; ++k) add(0, k);
   }
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
       Vec sum = acc[0][r][n];
+#pragma GCC unroll 8
       for (int s = 1; s < S; ++s) sum += acc[s][r][n];
       float* to = out + r * dim + n * kLanes;
       store(to, load(to) * decay[r] + sum);
@@ -200,70 +231,18 @@ void multiply_values(const float* p, const float* const* values, int64_t d, int 
 }
 
 template <typename Product>
-void add_values(const float* p, const float* const* values, int rows, int keys, int64_t head_dim,
+void add_values(Weights w, const float* const* values, int rows, int keys, int64_t head_dim,
                 const float* decay, float* out) {
   const int64_t dim = padded(head_dim);
-  for_row_blocks(rows, [&](auto R, int r) {
-    int64_t d = 0;
-    auto columns = [&](auto N) {
+  // one block of columns for all rows: it stays in the first cache
+  for_blocks<kVecBlock>(static_cast<int>(dim / kLanes), [&](auto N, int v) {
+    const int64_t d = v * kLanes;
+    for_blocks<kRowBlock>(rows, [&](auto R, int r) {
       constexpr int kSets = R() * N() >= 8 ? 1 : R() * N() >= 4 ? 2 : 4;
-      for (; d + N() * kLanes <= dim; d += N() * kLanes)
-        multiply_values<Product, R(), N(), kSets>(p + r * kKeyTile, values, d, keys, dim, decay + r,
-                                                  out + r * dim + d);
-    };
-    columns(std::integral_constant<int, kVecBlock>{});
-    columns(std::integral_constant<int, 2>{});
-    columns(std::integral_constant<int, 1>{});
+      multiply_values<Product, R(), N(), kSets>({w.p + r * w.row, w.row, w.key}, values, d, keys,
+                                                dim, decay + r, out + r * dim + d);
+    });
   });
-}
-
-// cap * tanh(x / cap)
-inline Vec soft_cap(Vec x, float cap) {
-  Vec y = x / cap;
-  Vec e = exp(y < 0.0f ? 2.0f * y : -2.0f * y);
-  Vec tanh = (1.0f - e) / (1.0f + e);
-  return (y < 0.0f ? -tanh : tanh) * cap;
-}
-
-inline VecInt lane_index() {
-  return [&]<int... I>(std::integer_sequence<int, I...>) {
-    return VecInt{I...};
-  }(std::make_integer_sequence<int, kLanes>{});
-}
-
-// Scores are factor * x, where x is a product of query and key, or the soft-capped score itself.
-inline float score_factor(float scale, float softcap) { return softcap > 0 ? 1.0f : scale; }
-
-// Turn a row's products into weights relative to its largest x so far, and update its running
-// maximum and sum. The row sees the keys in (low, high].
-template <typename Product>
-void softmax_row(float* scores, int panels, int low, int high, float scale, float softcap,
-                 float& row_max, float& row_sum, float& decay) {
-  const bool masked = high < panels * kLanes - 1 || low >= 0;
-  Vec top = splat(row_max);
-  for (int p = 0; p < panels; ++p) {
-    Vec x = load(scores + p * kLanes);
-    if (softcap > 0) x = soft_cap(x * scale, softcap);
-    if (masked) {
-      VecInt key = lane_index() + p * kLanes;
-      x = (key <= high) & (key > low) ? x : splat(-kInfinity);
-    }
-    if (masked || softcap > 0) store(scores + p * kLanes, x);
-    top = max(top, x);
-  }
-  const float largest = reduce_max(top);
-  // nothing visible so far: any finite reference keeps the weights at 0
-  const float reference = largest == -kInfinity ? 0.0f : largest;
-  const float factor = score_factor(scale, softcap) * kLog2E;
-  Vec total{};
-  for (int p = 0; p < panels; ++p) {
-    // subtracted first, which is exact where it matters
-    Vec weight = exp2((load(scores + p * kLanes) - reference) * factor);
-    total += Product::store_weights(scores, p, weight);
-  }
-  decay = exp2(splat((row_max - reference) * factor))[0];
-  row_max = largest;
-  row_sum = row_sum * decay + reduce_sum(total);
 }
 
 }  // namespace

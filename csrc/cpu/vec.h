@@ -121,8 +121,18 @@ inline float reduce_sum(Vec v) {
 
 constexpr float kLog2E = 1.44269504f;
 
-// 2^x to 2 ulp for x <= 127; 0 below -126, and for -inf
+// 2^x to 2 ulp for x <= 127; 0 or denormal below -126, 0 for -inf, NaN for NaN
 inline Vec exp2(Vec x) {
+#if defined(__AVX512DQ__)
+  // the fraction above the integer below, which the scaling finds again
+  Vec r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  Vec p = 1.867130108e-3f * r + 9.017030217e-3f;
+  p = p * r + 5.579991321e-2f;
+  p = p * r + 2.401644501e-1f;
+  p = p * r + 6.931513118e-1f;
+  p = p * r + 1.0f;
+  return _mm512_scalef_ps(p, x);
+#else
   // the nearest integer falls out of the low bits of this sum
   constexpr float kShift = 12582912.0f;
   // in this order NaN passes through
@@ -137,6 +147,7 @@ inline Vec exp2(Vec x) {
   p = p * r + 1.0f;
   VecInt scaled = bit_cast<VecInt>(p) + (bit_cast<VecInt>(shifted) << 23);
   return x < -126.0f ? Vec{} : bit_cast<Vec>(scaled);
+#endif
 }
 
 // e^x for x <= 88; the relative error grows with |x| as its rounding does
