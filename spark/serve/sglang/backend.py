@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -193,19 +191,6 @@ def wire_of(constraint: TokenConstraint) -> dict[str, Any]:
             "(recipes: --rollout.no_constrain)"
         )
     return dict(wire())
-
-
-def launch(argv: Sequence[str]) -> None:
-    """Become SGLang's own server: MODEL and `spark serve`'s flags, then any of SGLang's."""
-    flags = list(argv)
-    if flags and not flags[0].startswith("-"):
-        flags[0:1] = ["--model-path", flags[0]]
-    if not any(flag.split("=")[0] == "--branching" for flag in flags):
-        flags += ["--branching", "spark"]
-    if not any(flag.split("=")[0] == "--port" for flag in flags):
-        flags += ["--port", "8000"]
-    command = [sys.executable, "-m", "sglang.launch_server", *flags]
-    os.execv(command[0], command)
 
 
 def _tree(leaf: str) -> str:

@@ -51,12 +51,12 @@ def graft(manager: Any, scheduler: dict[str, Any], limits: Limits, template: str
     from starlette.responses import Response
 
     from spark.serve.chat import ChatFormat
-    from spark.serve.graft import Graft
     from spark.serve.metrics import Metrics
-    from spark.serve.native import NativeRoutes
     from spark.serve.routes import TreeRoutes
     from spark.serve.server import read_template
-    from spark.serve.sglang import SGLangBackend
+    from spark.serve.sglang.backend import SGLangBackend
+    from spark.serve.sglang.graft import Graft
+    from spark.serve.sglang.native import NativeRoutes
     from spark.serve.trees import Trees
 
     registry = CollectorRegistry()
