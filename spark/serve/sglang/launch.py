@@ -24,7 +24,7 @@ def launch(argv: Sequence[str]) -> None:
 
     Raises ValueError when SGLang is not installed.
     """
-    if find_spec("sglang.srt") is None:
+    if find_spec("sglang") is None:
         raise ValueError("engine='sglang' needs SGLang: pip install 'spark-branching[sglang]'")
     command = [sys.executable, "-m", "sglang.launch_server", *command_line(argv)]
     os.execv(sys.executable, command)
