@@ -1,4 +1,4 @@
-"""`spark serve --engine sglang` hands SGLang its own flags; SGLang itself is not needed for that."""
+"""`spark serve --engine sglang` hands SGLang its own flags; SGLang itself is not needed here."""
 
 from __future__ import annotations
 
