@@ -7,6 +7,7 @@ When a release changes one of these, the message says which; the hooks are in `f
 from __future__ import annotations
 
 import inspect
+import json
 import pkgutil
 import subprocess
 import sys
@@ -113,3 +114,50 @@ def test_other_releases_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(hooks, "version", lambda name, release=release: release)
         with pytest.raises(SystemExit, match=f"SGLang {release} is not supported"):
             hooks.check_version()
+
+
+PARSE = """
+import json, os, sys
+from sglang.srt.plugins import load_plugins
+from sglang.srt.plugins.hook_registry import HookRegistry
+load_plugins()
+from sglang.srt.server_args import prepare_server_args
+args = prepare_server_args(["--model-path", "x", *sys.argv[1:]])
+print("RESULT", json.dumps([sorted(HookRegistry._patched), os.environ.get("SPARK_SGLANG")]))
+"""
+
+
+def parsed(*flags: str) -> tuple[int, str, list]:
+    """Return what a launcher that got `flags` has changed in itself."""
+    run = subprocess.run(
+        [sys.executable, "-c", PARSE, *flags], capture_output=True, text=True, check=False
+    )
+    lines = [line for line in run.stdout.splitlines() if line.startswith("RESULT ")]
+    return run.returncode, run.stderr, json.loads(lines[0][7:]) if lines else []
+
+
+def test_branching_none_leaves_sglang_untouched() -> None:
+    _, _, (patched, told) = parsed()
+    assert all(".ServerArgs." in target for target in patched)
+    assert json.loads(told)["branching"] == "none"
+
+
+def test_the_flag_turns_every_hook_on() -> None:
+    _, _, (patched, told) = parsed("--branching", "spark")
+    assert {hook.target for hook in plugin.engine_hooks()} <= set(patched)
+    assert json.loads(told) == {"branching": "spark", "sampler": "spark"}
+    _, _, (_, told) = parsed("--branching", "spark", "--sampling-backend", "pytorch")
+    assert json.loads(told)["sampler"] == "stock"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--sampling-backend", "spark"], "--sampling-backend spark needs --branching spark"),
+        (["--branching", "spark", "--disable-radix-cache"], "--disable-radix-cache does not go"),
+        (["--branching", "spark", "--branching-max-leaves", "0"], "max_leaves=0 must be"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(flags: list[str], message: str) -> None:
+    code, told, _ = parsed(*flags)
+    assert code != 0 and message in told
