@@ -27,7 +27,7 @@ def nothing_leaks(engines: Any) -> Any:
     for harness in engines.made.values():
         assert not harness.streams, f"not looked at: {list(harness.streams)}"
         harness.reset()
-        assert harness.leaked() == 0
+        assert harness.in_use() == 0
 
 
 @pytest.mark.parametrize("family", ["qwen3", "llama"])
@@ -50,9 +50,9 @@ def test_children_at_every_kind_of_offset(engines: Any, family: str) -> None:
         assert stream.scores.fork_path == ("exact" if at > 1 else "recompute"), at
         assert stream.scores.recomputed == 1
     assert harness.streams.pop("parent").tokens == whole[200:]
-    assert harness.leaked() > 0, "the finished parent is held"
+    assert harness.in_use() > 0, "the finished parent is held"
     harness.release("p")
-    assert harness.leaked() == 0
+    assert harness.in_use() == 0
 
 
 def test_forced_tokens_after_the_fork(engines: Any) -> None:
@@ -172,7 +172,7 @@ def test_held_parents_give_way_and_expire(engines: Any) -> None:
     harness.add("next", prompt(5, 1), max_tokens=1)
     harness.finish()
     del harness.streams["next"]
-    assert len(held) == 0 and harness.leaked() == 0
+    assert len(held) == 0 and harness.in_use() == 0
 
 
 def test_release_before_the_end_means_no_hold(engines: Any) -> None:
@@ -182,7 +182,7 @@ def test_release_before_the_end_means_no_hold(engines: Any) -> None:
     harness.release("p")
     harness.finish()
     assert len(harness.streams.pop("parent").tokens) == 10
-    assert harness.leaked() == 0
+    assert harness.in_use() == 0
 
 
 @pytest.mark.parametrize(

@@ -177,4 +177,4 @@ def test_children_count_their_ancestors_tokens_as_output(engines: Any) -> None:
             assert harness.streams.pop(f"{name}{cut}").tokens == tokens[cut:], (name, cut)
         assert harness.streams.pop(name).tokens == tokens
         harness.release(name)
-    assert harness.leaked() == 0
+    assert harness.in_use() == 0

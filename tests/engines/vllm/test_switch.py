@@ -20,7 +20,7 @@ pytestmark = pytest.mark.vllm
 
 
 def runner(harness: Harness) -> Any:
-    executor = harness.engine.engine_core.engine_core.model_executor
+    executor = harness.core.model_executor
     return executor.driver_worker.worker.model_runner
 
 

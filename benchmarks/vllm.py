@@ -1,0 +1,263 @@
+"""vLLM with Spark inside: forks against resubmission, whole trees, and what the plugin costs.
+
+Runs in the vLLM environment: `.venv-vllm/bin/python -m benchmarks --suite vllm`.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.engine import VOCAB, random_model
+from benchmarks.harness import Case, interleave
+from benchmarks.served import server, timing, trees
+
+BEFORE = 4
+"""Tokens that the parent has sampled when its children come."""
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "2",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+# model, block size, prefix, children, rounds
+FORKS = (
+    ("27M", 128, 512, 4, 5),
+    ("27M", 128, 1024, 16, 3),
+    ("27M", 32, 512, 4, 5),
+    ("1M", 128, 512, 8, 9),
+    ("1M", 128, 4096, 8, 5),
+    ("1M", 128, 4096, 16, 5),
+    ("1M", 32, 512, 8, 9),
+    ("1M", 32, 4096, 8, 5),
+)
+QUICK = (("1M", 128, 512, 4, 2), ("1M", 32, 512, 4, 2))
+
+
+def run(quick: bool = False) -> list[Case]:
+    """Return the cases of forks, then those of the plugin's cost, then those of whole trees."""
+    os.environ.update(ENVIRONMENT)
+    wanted = os.environ.get("SPARK_BENCH_VLLM", "forks,costs,trees").split(",")
+    cases: list[Case] = []
+    with tempfile.TemporaryDirectory() as folder:
+        if "forks" in wanted:
+            cases += forks(Path(folder), QUICK if quick else FORKS)
+        if "costs" in wanted:
+            cases += costs(Path(folder), quick)
+        if "trees" in wanted:
+            cases += whole_trees(Path(folder), quick)
+    return cases
+
+
+def whole_trees(folder: Path, quick: bool) -> list[Case]:
+    """Time trees on vLLM's own server, branching inside it or in the client."""
+    model = saved(folder, "1M")
+    save_tokenizer(model)
+    flags = ["--engine", "vllm", "--dtype", "float32", "--enforce-eager", "--block-size", "128"]
+    flags += ["--max-model-len", "4096", "--num-gpu-blocks-override", "512"]
+    # the server's engine core has a process of its own, as it has for users
+    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    with server(model, *flags) as url:
+        return trees(url, VOCAB, quick)
+
+
+def save_tokenizer(folder: Path) -> None:
+    """Write a tokenizer of single bytes beside the model: a server wants one."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    names = {chr(0x100 + index): index for index in range(VOCAB)}
+    backend = Tokenizer(models.BPE(vocab=names, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    backend.decoder = decoders.Fuse()
+    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(folder)
+
+
+def saved(folder: Path, size: str) -> Path:
+    """Write a random model of `size` where it is not there yet."""
+    target = folder / size
+    if not target.exists():
+        model = random_model(size, torch.float32)
+        model.config.max_position_embeddings = 8192
+        model.save_pretrained(target)
+    return target
+
+
+@contextmanager
+def engine(model: Path, *, branching: dict[str, Any], block: int, length: int) -> Iterator[Any]:
+    """Run one engine in this process."""
+    from spark.engines.vllm.stepper import Stepper
+
+    made = Stepper(
+        str(model),
+        skip_tokenizer_init=True,
+        dtype="float32",
+        enforce_eager=True,
+        block_size=block,
+        max_model_len=length,
+        num_gpu_blocks_override=max(64, 20 * length // block),
+        max_num_seqs=64,
+        additional_config=branching,
+        disable_log_stats=True,
+    )
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def prompt(length: int) -> list[int]:
+    """Return random token ids."""
+    return torch.randint(VOCAB, (length,), generator=torch.Generator().manual_seed(1)).tolist()
+
+
+def forks(folder: Path, wanted: tuple[Any, ...]) -> list[Case]:
+    """Compare three ways to start children of a running parent at its tip.
+
+    The prefix ends in the middle of a block: the mean case of prefix caching.
+    """
+    cases = []
+    for size, block, prefix, children, rounds in wanted:
+        model = saved(folder, size)
+        with engine(model, branching={"branching": "spark"}, block=block, length=8192) as made:
+            cases += first_tokens(made, size, block, prefix + block // 2, children, rounds)
+    return cases
+
+
+def first_tokens(
+    made: Any, size: str, block: int, prefix: int, children: int, rounds: int
+) -> list[Case]:
+    """Time from the fork to the last child's first token; count what children computed again."""
+    seconds: dict[str, list[float]] = {"ours": [], "prefix_cache": [], "no_cache": []}
+    again: dict[str, list[float]] = {name: [] for name in seconds}
+    start = prompt(prefix - BEFORE)
+    for number in range(rounds + 1):
+        said = set()
+        for name, took in seconds.items():
+            spent, tokens, recomputed = children_of(made, start, children, name)
+            said.add(tokens)
+            if number:
+                took.append(spent)
+                again[name].append(recomputed)
+        assert len(said) == 1, f"the children differ: {said}"
+    case = {"model": size, "block": block, "prefix": prefix, "children": children}
+    times = {name: timing(values).scaled(1e3) for name, values in seconds.items()}
+    counts = {name: timing(values) for name, values in again.items()}
+    target = {"prefix_cache": 3.0} if block == 128 else None
+    mine, own = times.pop("ours"), counts.pop("ours")
+    ratio = {name: other.median / mine.median for name, other in times.items()}
+    return [
+        Case(
+            op="first_tokens",
+            case=case,
+            metric="time",
+            unit="ms",
+            ours=mine,
+            baselines=times,
+            ratio=ratio,
+            target=target,
+            met=ratio["prefix_cache"] >= 3.0 if target else None,
+        ),
+        Case(
+            op="recomputed",
+            case=case,
+            metric="tokens per child",
+            unit="tokens",
+            ours=own,
+            baselines=counts,
+            ratio={name: other.median / own.median for name, other in counts.items()},
+            target={"at_most": 1},
+            met=own.max <= 1,
+        ),
+    ]
+
+
+def children_of(
+    made: Any, start: list[int], children: int, name: str
+) -> tuple[float, tuple[int, ...], float]:
+    """Return seconds, the first tokens and how many tokens a child computed again."""
+    from spark.engines.vllm.branch import Branch
+
+    made.reset()
+    made.add("parent", start, Branch(name="p"), max_tokens=64, detokenize=False)
+    made.until("parent", BEFORE)
+    whole = start + made.streams["parent"].tokens[:BEFORE]
+    # a parent that nobody knows: the engine falls back to its prefix cache and says so
+    parent = "p" if name == "ours" else "nobody"
+    begun = time.perf_counter()
+    for child in range(children):
+        branch = Branch(parent=parent, fork_at=len(whole))
+        extra = {"skip_reading_prefix_cache": True} if name == "no_cache" else {}
+        made.add(f"c{child}", whole, branch, max_tokens=1, detokenize=False, **extra)
+    while any(not made.streams[f"c{child}"].tokens for child in range(children)):
+        made.step()
+    took = time.perf_counter() - begun
+    made.abort("parent")
+    del made.streams["parent"]
+    streams = [made.streams.pop(f"c{child}") for child in range(children)]
+    again = sum(stream.scores.recomputed for stream in streams) / children
+    return took, tuple(stream.tokens[0] for stream in streams), again
+
+
+def costs(folder: Path, quick: bool) -> list[Case]:
+    """Decode throughput with the plugin idle, and with every token scored, against plain vLLM."""
+    from spark.engines.vllm.branch import Branch
+
+    cases = []
+    sequences, new = 16, 32 if quick else 128
+    for size in ("1M",) if quick else ("1M", "27M"):
+        model = saved(folder, size)
+        with (
+            engine(model, branching={}, block=128, length=512) as plain,
+            engine(model, branching={"branching": "spark"}, block=128, length=512) as ours,
+        ):
+            assert decode(plain, sequences, new) == decode(ours, sequences, new)
+            for what, branch, least in (("idle", None, 0.99), ("scoring", Branch(), 0.97)):
+                variants = {
+                    "ours": partial(decode, ours, sequences, new, branch, 1.0),
+                    "vllm": partial(decode, plain, sequences, new, None, 1.0),
+                }
+                times = interleave(variants, rounds=3 if quick else 15, warmup=1)
+                rates = {name: t.rate(sequences * new) for name, t in times.items()}
+                ratio = rates["ours"].median / rates["vllm"].median
+                cases.append(
+                    Case(
+                        op=what,
+                        case={"model": size, "sequences": sequences},
+                        metric="throughput",
+                        unit="tokens/s",
+                        ours=rates["ours"],
+                        baselines={"vllm": rates["vllm"]},
+                        ratio={"vllm": ratio},
+                        target={"vllm": least},
+                        met=ratio >= least,
+                    )
+                )
+    return cases
+
+
+def decode(
+    made: Any, sequences: int, new: int, branch: Any = None, temperature: float = 0.0
+) -> list[list[int]]:
+    """Return the continuations of `sequences` short prompts."""
+    for index in range(sequences):
+        made.add(
+            str(index),
+            prompt(8 + index),
+            branch,
+            temperature=temperature,
+            max_tokens=new,
+            detokenize=False,
+        )
+    made.finish()
+    return [made.streams.pop(str(index)).tokens for index in range(sequences)]
