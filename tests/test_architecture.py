@@ -25,9 +25,11 @@ MAY_IMPORT = {
     "spark.train": {"spark.train", "spark_kernels", *GROUND},
 }
 # the driver meets implementations only through the protocols and the registries
-PROTOCOLS = {"spark.branching.budgets", "spark.engines.text"} | {
+PROTOCOLS = {"spark.branching.budgets"} | {
     f"spark.{room}{end}" for room in ("branching", "envs", "engines") for end in ("", ".base")
 }
+# what engines have in common
+SHARED = {"spark.engines.text", "spark.engines.http", "spark.engines.wire"}
 HEAVY = {"torch", "transformers", "triton", "textworld", "alfworld", "vllm", "sglang", "peft"}
 HEAVY |= {"gymnasium", "minigrid", "scienceworld", "py4j", "bm25s", "rapidfuzz"}
 # path -> why it is longer than 300 lines
@@ -107,7 +109,7 @@ def test_engines_do_not_know_each_other() -> None:
         if module.startswith("spark.engines.") and module.count(".") >= 3:
             own = ".".join(module.split(".")[:3])
             others = {name for name in found if below(name, {"spark.engines"})}
-            wrong = {n for n in others if not below(n, {own}) and n not in PROTOCOLS}
+            wrong = {n for n in others if not below(n, {own}) and n not in PROTOCOLS | SHARED}
             assert not wrong, f"{module} imports {sorted(wrong)}"
 
 

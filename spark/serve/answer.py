@@ -13,7 +13,7 @@ from spark.serve.text import LeafText
 from spark.serve.tree import TreeRun
 from spark.serve.trees import Trees
 
-FINISH = {"stop": "stop", "length": "length", "context": "length"}
+FINISH = {"stop": "stop", "trigger": "stop", "length": "length", "context": "length"}
 """Spark's finish reasons as OpenAI's."""
 
 
@@ -26,12 +26,14 @@ class Answer:
         self._id = f"{'chatcmpl' if self._chat else 'cmpl'}-{tree.id}"
         self._created = int(time.time())
         self._hidden = trees.special if body.skip_special_tokens else frozenset()
+        # what was only computed has no choices
+        self._leaves = [] if run.plan.prefill else run.leaves
         self._texts: dict[Leaf, LeafText] = {}
 
     def whole(self) -> dict[str, Any]:
         """Return the body of an answer that is not streamed; the tree has its nodes by now."""
         choices = []
-        for leaf in self._run.leaves:
+        for leaf in self._leaves:
             text = self._text_of(leaf)
             tokens = self._output(leaf)
             said = text.feed(tokens) + text.end()
@@ -57,6 +59,8 @@ class Answer:
     def chunks(self, event: Event) -> list[dict[str, Any]]:
         """Return the chunks that `event` gives rise to; a new leaf begins with what it shares."""
         leaf, delta = event.leaf, event.delta
+        if self._run.plan.prefill:
+            return []
         if delta is None:
             return [self._birth(leaf)] if leaf.inherited else []
         fresh = leaf not in self._texts
@@ -149,7 +153,7 @@ class Answer:
             "policy": asked.policy or self._tree.policy,
             "seed": run.plan.params.seed,
             "weight_version": run.weight_version,
-            "leaves": [{"index": leaf.index, **self._branch(leaf)} for leaf in run.leaves],
+            "leaves": [{"index": leaf.index, **self._branch(leaf)} for leaf in self._leaves],
             "prompt_tokens": cost.prompt,
             "generated_tokens": cost.generated,
             "shared_tokens": cost.shared,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from transformers import PreTrainedTokenizerBase
@@ -32,7 +32,8 @@ class LeafRequest:
     """`tokens[prompt_length:]` count as output (penalties, stop strings, positions of seeds), as
     if this leaf had sampled them itself."""
     params: SamplingParams
-    """`max_tokens` counts the tokens still to come; `watch` is always None."""
+    """`max_tokens` counts the tokens still to come. At `watch` the leaf may end with the finish
+    reason "trigger"; where an engine cannot do so, the server cuts off what comes behind it."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the request that only some engines honour: those that `Backend.options` names."""
     parent: str | None = None
@@ -64,10 +65,22 @@ class Delta:
     allowed: dict[int, list[int]] = field(default_factory=dict)
     """Offset in `tokens` -> ids that the constraint allowed there."""
     finish_reason: FinishReason | None = None
-    """In the last delta of a leaf only; "trigger" never."""
+    """In the last delta of a leaf only."""
     fork: Fork | None = None
     """In the first delta of a leaf that has a parent."""
     weight_version: int = 0
+
+    def first(self, count: int, finish_reason: FinishReason) -> Delta:
+        """Return the first `count` tokens as a delta that ends the leaf."""
+        return replace(
+            self,
+            tokens=self.tokens[:count],
+            logprobs=self.logprobs[:count],
+            entropies=self.entropies[:count],
+            log_kept_mass=self.log_kept_mass[:count],
+            allowed={at: ids for at, ids in self.allowed.items() if at < count},
+            finish_reason=finish_reason,
+        )
 
 
 class Backend(Protocol):

@@ -43,7 +43,7 @@ class Leaf:
         return len(self.lineage) - 1
 
 
-@dataclass(kw_only=True, slots=True, order=True)
+@dataclass(slots=True, order=True)
 class Wish:
     """A state that the rule may want to branch at; ordered by (place, lineage)."""
 

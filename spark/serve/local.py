@@ -93,7 +93,10 @@ class LocalBackend:
         if parent is None:
             return await self.engine.open(tokens), Fork(path="recompute", recomputed=at)
         known = self.engine.cached(parent)
-        running = any(self._seqs.get(id) == parent for id in self._tasks)
+        if any(self._seqs.get(id) == parent for id in self._tasks):
+            # one that was just made is to tell the engine first
+            await asyncio.sleep(0)
+        running = self.engine.busy(parent)
         if not running and self.engine.length(parent) == at:
             seq, held = parent, known
         else:

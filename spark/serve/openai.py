@@ -66,7 +66,8 @@ class Body(BaseModel):
     model: str | None = None
     n: int = Field(default=1, ge=1)
     """Leaf budget: most choices that the answer has."""
-    max_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=0)
+    """0 = only compute the prompt, as the beginning of a tree."""
     temperature: float | None = Field(default=None, ge=0, le=100)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=-1)
@@ -140,12 +141,12 @@ def to_request(
     if isinstance(body, ChatBody):
         most = body.max_completion_tokens or body.max_tokens or backend.context
     else:
-        most = body.max_tokens or COMPLETION_TOKENS
+        most = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
     return Request(
         tokens=tokens,
         n=body.n,
         params=SamplingParams(
-            max_tokens=most,
+            max_tokens=max(1, most),
             temperature=1.0 if body.temperature is None else body.temperature,
             top_k=max(0, body.top_k or 0),
             top_p=1.0 if body.top_p is None else body.top_p,
@@ -157,6 +158,7 @@ def to_request(
         branching=body.branching or Branching(policy="none", keep=False),
         options=options_of(body, backend),
         constrain=constrain,
+        prefill=body.max_tokens == 0,
     )
 
 
@@ -188,6 +190,10 @@ def _check(body: Body, backend: Backend) -> None:
         )
     if body.stream_options is not None and not body.stream:
         raise RequestError("stream_options needs stream=true", param="stream_options")
+    if body.max_tokens == 0 and (body.branching is None or body.n > 1):
+        raise RequestError(
+            "max_tokens=0 begins a tree: it needs branching and n=1", param="max_tokens"
+        )
     options_of(body, backend)
     if body.branching is not None:
         body.branching.check()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spark.branching.base import BranchRule
+from spark.core import Watch
 from spark.engines.base import SamplingParams, TokenConstraint
 from spark.serve.backend import Backend
 from spark.serve.leaf import leaf_id
@@ -29,6 +30,8 @@ class Request:
     branching: Branching
     options: dict[str, Any] = field(default_factory=dict)
     constrain: Constrain | None = None
+    prefill: bool = False
+    """Only compute the tokens, to be continued later; what `params` says does not matter."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -52,6 +55,10 @@ class Plan:
     """Seed and max_tokens are those of root 0."""
     options: dict[str, Any] = field(default_factory=dict)
     constrain: Constrain | None = None
+    prefill: bool = False
+    """One token is sampled, because engines want it so, and thrown away."""
+    pause: Watch | None = None
+    """Where a leaf ends with the finish reason "trigger"."""
 
 
 def make_plan(tree: ServedTree, name: str, request: Request, backend: Backend) -> Plan:
@@ -90,7 +97,21 @@ def make_plan(tree: ServedTree, name: str, request: Request, backend: Backend) -
         params=request.params,
         options=request.options,
         constrain=request.constrain,
+        prefill=request.prefill,
+        pause=_pause(branching, policy),
     )
+
+
+def _pause(branching: Branching, policy: str) -> Watch | None:
+    wanted = branching.pause
+    if wanted is None:
+        return None
+    if policy != "none":
+        raise RequestError(
+            f'branching.pause needs branching.policy="none": {policy!r} forks by itself',
+            param="branching.pause",
+        )
+    return Watch(tags=tuple(wanted.tags), entropy_above=wanted.entropy_above)
 
 
 def tokens_before(tree: ServedTree, branching: Branching) -> list[int]:

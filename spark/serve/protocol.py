@@ -76,6 +76,15 @@ class Constraint(Strict):
     """Tokens of the decision that an earlier request sampled."""
 
 
+class Pause(Strict):
+    """Ends a generation right behind a token, so that the client decides what comes next."""
+
+    tags: list[Annotated[str, StringConstraints(min_length=1)]] = []
+    """Behind the token that completes one of these strings."""
+    entropy_above: float | None = Field(default=None, ge=0)
+    """Behind a token drawn at an entropy, nats, above this."""
+
+
 class Branching(Strict):
     """How a request branches, or which leaf of which tree it continues.
 
@@ -103,6 +112,8 @@ class Branching(Strict):
     keep: bool = True
     """Whether the tree may be continued; False frees its KV with the answer."""
     constraint: Constraint | None = None
+    pause: Pause | None = None
+    """With policy "none"; the leaf's last node then has the stop "trigger"."""
     tree: str | None = None
     """Continue this tree ..."""
     from_node: int | None = Field(default=None, alias="from", ge=0)

@@ -40,11 +40,11 @@ class TreeRun:
         self.weight_version = 0
         self._backend, self._text, self._metrics = backend, text, metrics
         self._budget = TreeBudget(leaves=plan.n, roots=plan.roots)
-        self._watch = plan.rule.watch or Watch()
+        self._watch = plan.pause or plan.rule.watch or Watch()
         self._running: list[Leaf] = []
         self._wishes: list[Wish] = []
         self._queue: asyncio.Queue[tuple[Leaf, Delta | Exception]] = asyncio.Queue()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[Leaf, asyncio.Task[None]] = {}
         self._name = name
         for root in range(plan.roots):
             self._born((root,), plan)
@@ -58,12 +58,19 @@ class TreeRun:
             leaf, delta = await self._queue.get()
             if isinstance(delta, Exception):
                 raise delta
+            if leaf.finish_reason is not None:
+                # what an engine sampled behind a pause
+                continue
             if leaf is first and others:
                 # the prompt is computed now: the other roots share it
                 for root in others:
                     self._start(root, first.id, len(self.plan.tokens))
                     yield Event(leaf=root)
                 others = []
+            if self.plan.prefill:
+                delta = delta.first(0, "length")
+            if self.plan.pause is not None:
+                delta = self._cut(leaf, delta)
             self._grow(leaf, delta)
             yield Event(leaf=leaf, delta=delta)
             for child in self._settle():
@@ -71,10 +78,9 @@ class TreeRun:
 
     async def close(self) -> None:
         """Stop what still runs: the client has gone, or a leaf failed."""
-        tasks = list(self._tasks)
-        for task in tasks:
+        for task in self._tasks.values():
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         if self._running:
             await self._backend.abort([leaf.id for leaf in self._running])
 
@@ -118,7 +124,8 @@ class TreeRun:
             prompt_length=self.plan.output_start,
             params=replace(
                 params,
-                max_tokens=params.max_tokens - leaf.inherited,
+                max_tokens=1 if self.plan.prefill else params.max_tokens - leaf.inherited,
+                watch=self.plan.pause,
                 seed=params.seed if root else derive_seed("leaf", params.seed, leaf.lineage),
                 constraint=None if constrain is None else constrain(output),
             ),
@@ -126,9 +133,7 @@ class TreeRun:
             parent=source,
             fork_at=shared,
         )
-        task = asyncio.create_task(self._pump(leaf, request))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[leaf] = asyncio.create_task(self._pump(leaf, request))
 
     async def _pump(self, leaf: Leaf, request: LeafRequest) -> None:
         """Put a leaf's deltas, or what went wrong, into the queue."""
@@ -156,36 +161,49 @@ class TreeRun:
         if delta.finish_reason is not None:
             leaf.finish_reason = leaf.node.stop = delta.finish_reason
             self._running.remove(leaf)
+            if self.plan.prefill:
+                # nothing hangs on the tokens that were computed
+                leaf.node = self.plan.parent
         for offset, (token, entropy) in enumerate(zip(delta.tokens, delta.entropies, strict=True)):
             leaf.tokens.append(token)
             self._metrics.entropy(entropy)
-            # what has ended does not branch
-            ended = leaf.finish_reason is not None and offset == len(delta.tokens) - 1
-            if len(leaf.tokens) > leaf.place:
-                leaf.place = len(leaf.tokens)
-                self._look(leaf, token, entropy, ended)
-            elif leaf.tags:
-                leaf.tags.feed(token)
+            if self.plan.pause is None:
+                last = offset == len(delta.tokens) - 1
+                self._look(leaf, token, entropy, ended=last and leaf.finish_reason is not None)
+
+    def _cut(self, leaf: Leaf, delta: Delta) -> Delta:
+        """Return `delta` up to the token behind which the client wants a pause, if any."""
+        last = len(delta.tokens) - 1
+        for offset, (token, entropy) in enumerate(zip(delta.tokens, delta.entropies, strict=True)):
+            trigger = self._trigger(leaf, token, entropy)
+            ended = offset == last and delta.finish_reason not in (None, "trigger")
+            if trigger is not None and not ended:
+                leaf.node.node.trigger = trigger
+                self._tasks[leaf].cancel()
+                return delta.first(offset + 1, "trigger")
+        return delta
 
     def _look(self, leaf: Leaf, token: int, entropy: float, ended: bool) -> None:
         """Note a wish where the token just added fits the rule's trigger."""
-        tag = leaf.tags.feed(token) if leaf.tags else None
-        above = self._watch.entropy_above
-        unsure = above is not None and entropy > above
-        if ended or not (tag or unsure):
+        trigger = self._trigger(leaf, token, entropy)
+        fresh = len(leaf.tokens) > leaf.place
+        leaf.place = max(leaf.place, len(leaf.tokens))
+        # what has ended does not branch, nor does a token that was drawn again at a fork
+        if trigger is None or ended or not fresh:
             return
         if self._budget.available(turn=0, lineage=leaf.lineage) == 0:
             self._metrics.rejected("budget")
             return
-        wish = Wish(
-            place=leaf.place,
-            lineage=leaf.lineage,
-            leaf=leaf,
-            # a tag is completed and what follows differs; an unsure token itself is drawn again
-            fork_at=leaf.place if tag else leaf.place - 1,
-            trigger=tag or "entropy",
-        )
+        # behind a tag something else may follow; an unsure token itself is drawn again
+        fork_at = leaf.place - 1 if trigger == "entropy" else leaf.place
+        wish = Wish(leaf.place, leaf.lineage, leaf=leaf, fork_at=fork_at, trigger=trigger)
         heappush(self._wishes, wish)
+
+    def _trigger(self, leaf: Leaf, token: int, entropy: float) -> str | None:
+        """Return the tag that `token` completes, "entropy" where it was unsure, else None."""
+        tag = leaf.tags.feed(token) if leaf.tags else None
+        above = self._watch.entropy_above
+        return "entropy" if tag is None and above is not None and entropy > above else tag
 
     def _settle(self) -> list[Leaf]:
         """Grant the wishes that nobody can come before any more; return the children."""

@@ -207,6 +207,10 @@ class LocalEngine:
         """Why the engine answers nothing any more; None while it does."""
         return None if self._failure is None else repr(self._failure)
 
+    def busy(self, seq: int) -> bool:
+        """Return whether `seq` is being computed or sampled."""
+        return self._known(seq).request is not None
+
     def cached(self, seq: int) -> int:
         """Return how many tokens of `seq` have their KV in the pool now."""
         return self._known(seq).computed
