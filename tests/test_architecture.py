@@ -34,6 +34,7 @@ HEAVY = {"torch", "transformers", "triton", "textworld", "alfworld", "vllm", "sg
 HEAVY |= {"gymnasium", "minigrid", "scienceworld", "py4j", "bm25s", "rapidfuzz"}
 # path -> why it is longer than 300 lines
 LONG_FILES = {
+    "tests/serve/http_behaviour.py": "what every server must do, in one place",
     "tests/engines/behaviour.py": "the whole protocol in one place: every engine runs all of it",
 }
 

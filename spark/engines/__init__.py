@@ -2,4 +2,7 @@
 
 from spark.registry import Registry
 
-ENGINES = Registry("engine", {"local": "spark.engines.local:LocalEngine"})
+ENGINES = Registry(
+    "engine",
+    {"local": "spark.engines.local:LocalEngine", "http": "spark.engines.http:HTTPEngine"},
+)

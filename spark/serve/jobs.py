@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
 from fastapi import Request
 
 Emit = Callable[[Any], None]
+
+
+class ClientLeft(Exception):
+    """Nobody waits for the answer any more."""
 
 
 class Jobs:
@@ -25,38 +29,50 @@ class Jobs:
         """Wait for what is being cleaned up."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def whole(self, http: Request, work: Awaitable[Any]) -> Any:
-        """Return what `work` gives; it is stopped, with CancelledError, when the client leaves."""
-        task = self._start(work)
-        gone = asyncio.create_task(_gone(http))
+    async def whole(self, http: Request, work: Coroutine[Any, Any, Any]) -> Any:
+        """Return what `work` gives. Raises ClientLeft, and stops it, when the client leaves."""
+        task = self._start(http, work)
         try:
-            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
-            raise asyncio.CancelledError("the client has left")
-        finally:
-            task.cancel()
-            gone.cancel()
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            _stop(task)
+            raise ClientLeft from None
 
-    async def pieces(self, work: Callable[[Emit], Awaitable[None]]) -> AsyncGenerator[Any, None]:
-        """Yield what `work` emits; it is stopped when the generator is closed or collected."""
+    async def pieces(
+        self, http: Request, work: Callable[[Emit], Coroutine[Any, Any, None]]
+    ) -> AsyncGenerator[Any, None]:
+        """Yield what `work` emits; it is stopped when the client leaves.
+
+        Raises what `work` raises, and ClientLeft.
+        """
         queue: asyncio.Queue[Any] = asyncio.Queue()
         end = object()
-        task = self._start(work(queue.put_nowait))
+        task = self._start(http, work(queue.put_nowait))
         task.add_done_callback(lambda _: queue.put_nowait(end))
         try:
             while (piece := await queue.get()) is not end:
                 yield piece
+            if task.cancelled():
+                raise ClientLeft
             task.result()
         finally:
-            task.cancel()
+            _stop(task)
 
-    def _start(self, work: Awaitable[Any]) -> asyncio.Task[Any]:
-        task = asyncio.ensure_future(work)
-        assert isinstance(task, asyncio.Task)
+    def _start(self, http: Request, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run `work` until it is done or the client has left."""
+        task = asyncio.create_task(work)
+        watch = asyncio.create_task(_gone(http))
+        watch.add_done_callback(lambda _: _stop(task))
+        task.add_done_callback(lambda _: watch.cancel())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _stop(task: asyncio.Task[Any]) -> None:
+    """Cancel `task` once: a second time would cut its cleaning up short."""
+    if not task.done() and not task.cancelling():
+        task.cancel()
 
 
 async def _gone(http: Request) -> None:

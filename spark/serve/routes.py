@@ -15,7 +15,7 @@ from spark.engines.base import EngineError
 from spark.serve.answer import Answer
 from spark.serve.chat import ChatFormat
 from spark.serve.constraint import Constraints
-from spark.serve.jobs import Emit, Jobs
+from spark.serve.jobs import ClientLeft, Emit, Jobs
 from spark.serve.openai import AnyBody, ChatBody, parse_chat, parse_completion, to_request
 from spark.serve.plan import Request as TreeRequest
 from spark.serve.plan import tokens_before
@@ -119,7 +119,7 @@ class TreeRoutes:
         request = to_request(body, tokens, backend, self._constraints.make(wire))
         if not body.stream:
             return JSONResponse(await self.jobs.whole(http, self._whole(body, request)))
-        pieces = self.jobs.pieces(lambda emit: self._stream(body, request, emit))
+        pieces = self.jobs.pieces(http, lambda emit: self._stream(body, request, emit))
         # what is refused is refused before the stream begins
         first = await anext(pieces)
         return StreamingResponse(_events(first, pieces), media_type="text/event-stream")
@@ -147,6 +147,8 @@ async def _events(first: Any, pieces: AsyncGenerator[Any, None]) -> AsyncGenerat
         async with aclosing(pieces):
             async for piece in pieces:
                 yield _event(piece)
+    except ClientLeft:
+        return
     except Exception as error:
         # the status was sent long ago
         yield _event(as_request_error(error).body())
@@ -169,6 +171,9 @@ def as_request_error(error: Exception) -> RequestError:
 
 def refusal(error: Exception) -> Response:
     """Return the answer to a request that failed."""
+    if isinstance(error, ClientLeft):
+        # nobody reads it; the number is for logs
+        return Response(status_code=499)
     told = as_request_error(error)
     headers = {"Retry-After": str(told.retry_s)} if told.retry_s else {}
     return JSONResponse(told.body(), status_code=told.status, headers=headers)

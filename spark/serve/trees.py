@@ -45,10 +45,10 @@ class Trees:
         name = f"{tree.id}/{next(tree.requests)}"
         plan = make_plan(tree, name, request, self.backend)
         run = TreeRun(name, plan, self.backend, self.text, self.metrics)
-        self._reserve(request.n)
         self._trees[tree.id] = tree
         self._runs[run] = tree
         tree.busy += 1
+        self._reserve(request.n)
         try:
             await self._make_room()
             yield tree, run

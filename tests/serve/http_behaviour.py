@@ -31,6 +31,8 @@ class Subject:
     vocab_size: int
     recomputed: int = 0
     """Most tokens that a fork may compute again."""
+    shared: bool = False
+    """Whether `start` gives a server that other checks have used."""
     threshold: float = 3.5
     """Nats that some tokens' entropies exceed and some do not."""
 
@@ -264,6 +266,260 @@ async def metrics_count_what_happened(subject: Subject) -> None:
     assert after["spark:trees_running"] == after["spark:leaves_reserved"] == 0
 
 
+def bad_requests(subject: Subject, tree: str) -> list[tuple[dict[str, Any], str | None, int]]:
+    """Return (what is wrong, the field the answer must name, its status)."""
+    new: dict[str, Any] = subject.entropy
+    known = {"tree": tree, "from": 0}
+    spark = {"policy": "spark"}
+    return [
+        ({"branching": new | {"policy": "sprak"}}, "branching.policy", 400),
+        ({"branching": {"policy": "random"}}, "branching.policy", 400),
+        ({"branching": new | {"policy": 3}}, "branching.policy", 400),
+        ({"branching": new | {"width": 1}}, "branching.width", 400),
+        ({"branching": new | {"width": 2.5}}, "branching.width", 400),
+        ({"branching": new | {"width": "2"}}, "branching.width", 400),
+        ({"branching": new | {"width": True}}, "branching.width", 400),
+        ({"branching": new | {"roots": 0}}, "branching.roots", 400),
+        ({"branching": new | {"roots": 9}, "n": 8}, "branching.roots", 400),
+        ({"branching": new | {"max_depth": 0}}, "branching.max_depth", 400),
+        ({"branching": new | {"entropy_threshold": -1}}, "branching.entropy_threshold", 400),
+        ({"branching": new | {"trigger": "<explore>"}}, "branching.trigger", 400),
+        ({"branching": spark | {"trigger": "explore"}}, "branching.trigger", 400),
+        ({"branching": spark | {"entropy_threshold": 1}}, "branching.entropy_threshold", 400),
+        ({"branching": new | {"widht": 3}}, "branching.widht", 400),
+        ({"branching": "spark"}, "branching", 400),
+        ({"branching": [new]}, "branching", 400),
+        ({"branching": new, "n": 0}, "n", 400),
+        ({"branching": new, "n": -3}, "n", 400),
+        ({"branching": new, "n": SMALL["max_leaves"] + 1}, "n", 400),
+        ({"branching": {"tree": tree}}, "branching.from", 400),
+        ({"branching": {"from": 0}}, "branching.tree", 400),
+        ({"branching": {"fork_at": 3}}, "branching.fork_at", 400),
+        ({"branching": {"tree": "tree-0", "from": 0}}, "branching.tree", 404),
+        ({"branching": known | {"from": 10_000}}, "branching.from", 400),
+        ({"branching": known | {"from": -1}}, "branching.from", 400),
+        ({"branching": known | {"fork_at": 12}}, "branching.fork_at", 400),
+        ({"branching": known | {"fork_at": -1}}, "branching.fork_at", 400),
+        ({"branching": known | {"fork_at": 0}}, "branching.fork_at", 400),
+        ({"branching": known | {"prefix": [1, 2]}}, "branching.prefix", 400),
+        ({"branching": known | {"prefix": "text"}}, "branching.prefix", 400),
+        ({"branching": new | {"pause": {"tags": ["x"]}}}, "branching.pause", 400),
+        ({"branching": {"policy": "none", "pause": {"tags": [""]}}}, "branching.pause.tags.0", 400),
+        ({"prompt": []}, "prompt", 400),
+        ({"prompt": None}, "prompt", 400),
+        ({"prompt": 7}, "prompt", 400),
+        ({"prompt": ["a", "b"]}, "prompt", 400),
+        ({"prompt": [1, "2"]}, "prompt", 400),
+        ({"prompt": [1, -2]}, "prompt", 400),
+        ({"prompt": [1, subject.vocab_size]}, "prompt", 400),
+        ({"prompt": [1] * (subject.context + 1)}, "prompt", 400),
+        ({"max_tokens": 0}, "max_tokens", 400),
+        ({"max_tokens": "many"}, "max_tokens", 400),
+        ({"temperature": -1}, "temperature", 400),
+        ({"temperature": "hot"}, "temperature", 400),
+        ({"top_p": 0}, "top_p", 400),
+        ({"min_p": 1.5}, "min_p", 400),
+        ({"seed": -1}, "seed", 400),
+        ({"seed": 2**63}, "seed", 400),
+        ({"stop": [""]}, "stop", 400),
+        ({"stop": [3]}, "stop", 400),
+        ({"logprobs": 5}, "logprobs", 400),
+        ({"model": "another"}, "model", 404),
+        ({"no_such_field": 1}, "no_such_field", 400),
+        ({"stream_options": {"include_usage": True}}, "stream_options", 400),
+    ]
+
+
+async def bad_input_names_the_field(subject: Subject) -> None:
+    with subject.start(**SMALL) as url:
+        async with Client(url) as client:
+            kept = await client.good(subject.body(n=2, branching=subject.entropy))
+            tree = kept["branching"]["id"]
+            for wrong, param, status in bad_requests(subject, tree):
+                fields = subject.body(n=8, branching=subject.entropy) | wrong
+                got, answer = await client.ask(fields)
+                assert (got, answer["error"]["param"]) == (status, param), (wrong, answer)
+                assert answer["error"]["message"]
+                if "stream_options" not in wrong:
+                    got, _ = await client.ask(fields | {"stream": True})
+                    assert got == status, wrong
+            # what was refused has changed nothing
+            behind = {"tree": tree, "from": 0, "fork_at": 11}
+            good = subject.body(prompt=[], temperature=0, branching=behind)
+            answer = await client.good(good)
+            assert answer["choices"][0]["token_ids"] == subject.greedy(subject.prompt(11, 0), 24)
+            assert (await client.metrics())["spark:leaves_reserved"] == 0
+
+
+async def bad_bodies_are_refused(subject: Subject) -> None:
+    with subject.start(**SMALL) as url:
+        async with Client(url) as client:
+            for body in ("", "{", "[" * 100_000, b"\xff\xfe", '{"prompt": NaN}'):
+                status, answer = await client.ask(body)
+                assert status in (400, 413) and answer["error"]["message"], body[:20]
+            for record in (None, 3, "text", [], [{}], {}):
+                status, answer = await client.ask(record)
+                assert status == 400 and answer["error"]["message"], record
+            giant = subject.body(prompt="a" * (SMALL["max_body_bytes"] + 1))
+            status, answer = await client.ask(giant)
+            assert status == 413 and str(SMALL["max_body_bytes"]) in answer["error"]["message"]
+            many = subject.body(prompt=[1] * 40_000)
+            assert (await client.ask(many))[0] in (400, 413)
+            assert (await client.good(subject.body()))["choices"]
+
+
+async def deleted_and_expired_trees_are_gone(subject: Subject) -> None:
+    with subject.start(**SMALL) as url:
+        async with Client(url) as client:
+            first = (await client.good(subject.body(branching=subject.entropy, n=2)))["branching"]
+            assert await client.delete(first["id"]) == 200
+            assert await client.delete(first["id"]) == 404
+            more = subject.body(branching={"tree": first["id"], "from": 0})
+            status, answer = await client.ask(more)
+            assert (status, answer["error"]["param"]) == (404, "branching.tree")
+            # idle trees make room for new ones, the oldest first
+            ids = []
+            for seed in range(SMALL["max_trees"] + 1):
+                short = subject.body(seed=seed, max_tokens=1, branching={"policy": "none"})
+                ids.append((await client.good(short))["branching"]["id"])
+            for tree, status in ((ids[0], 404), (ids[-1], 200)):
+                behind = {"tree": tree, "from": 0}
+                got, _ = await client.ask(subject.body(max_tokens=1, branching=behind))
+                assert got == status
+            once = subject.body(branching=subject.entropy | {"keep": False}, n=2)
+            gone = (await client.good(once))["branching"]["id"]
+            assert await client.delete(gone) == 404
+
+
+async def a_client_that_leaves_stops_its_leaves(subject: Subject) -> None:
+    with subject.start(**SMALL) as url:
+        async with Client(url) as client:
+            long = subject.body(n=8, branching=subject.entropy, max_tokens=subject.context - 20)
+            for stream in (False, True):
+                async with Client(url) as leaving:
+                    task = asyncio.create_task(leaving.ask(long | {"stream": stream}))
+                    await until(client, lambda now: now["spark:trees_running"] > 0)
+                    task.cancel()
+                    await asyncio.gather(task, return_exceptions=True)
+                await settled(client)
+            kept = (await client.metrics())["spark:trees_kept"]
+            assert kept == 0 or subject.shared
+            # the server is as good as before
+            answer = await client.good(subject.body(temperature=0))
+            assert answer["choices"][0]["token_ids"] == subject.greedy(subject.prompt(11, 0), 24)
+
+
+async def settled(client: Client) -> None:
+    """Return when nothing runs on the server any more."""
+    await until(client, lambda now: now["spark:trees_running"] == now["spark:leaves_reserved"] == 0)
+
+
+async def until(client: Client, holds: Callable[[dict[str, float]], bool]) -> None:
+    """Return when the metrics say so."""
+    for _ in range(2000):
+        now = await client.metrics()
+        if holds(now):
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError(f"it never came to that: {now}")
+
+
+async def deleting_a_running_tree_ends_its_request(subject: Subject) -> None:
+    with subject.start(**SMALL) as url:
+        async with Client(url) as client:
+            begun = await client.good(subject.body(max_tokens=0, branching={"policy": "none"}))
+            behind = {"tree": begun["branching"]["id"], "from": 0}
+            long = subject.body(prompt=[], max_tokens=subject.context - 20, branching=behind)
+            task = asyncio.create_task(client.ask(long))
+            await until(client, lambda now: now["spark:trees_running"] > 0)
+            assert await client.delete(behind["tree"]) == 200
+            status, answer = await task
+            assert status == 409 and "deleted" in answer["error"]["message"]
+            await settled(client)
+
+
+async def an_overrun_server_answers_or_refuses(subject: Subject) -> None:
+    async def one(client: Client, seed: int) -> tuple[int, Any]:
+        body = subject.body(seed=seed, n=4, max_tokens=16, branching=subject.entropy)
+        return await client.ask(body)
+
+    with subject.start(**SMALL) as url:
+        async with Client(url) as client:
+            answers = await asyncio.gather(*(one(client, seed) for seed in range(200)))
+            assert {status for status, _ in answers} <= {200, 429, 503}
+            good = [(seed, body) for seed, (status, body) in enumerate(answers) if status == 200]
+            assert len(good) >= SMALL["max_running_leaves"] // 4
+            assert all(len(body["choices"]) == 4 for _, body in good)
+            # a crowd changes nothing in anybody's tree
+            seed, crowded = good[-1]
+            _, alone = await one(client, seed)
+            assert [c["token_ids"] for c in alone["choices"]] == [
+                c["token_ids"] for c in crowded["choices"]
+            ]
+            await settled(client)
+
+
+async def constraints_are_honoured_or_refused(subject: Subject) -> None:
+    opening = subject.text(subject.greedy(subject.prompt(11, 0), 24))[3:6]
+    choices = [[3, 5, 7], [3, 9]]
+    wire = {"opening": opening, "choices": choices}
+    with subject.start() as url:
+        async with Client(url) as client:
+            body = subject.body(temperature=0, branching={"policy": "none", "constraint": wire})
+            status, answer = await client.ask(body)
+            if not (await client.get("/v1/trees"))["constrains"]:
+                assert (status, answer["error"]["param"]) == (400, "branching.constraint")
+                assert "no_constrain" in answer["error"]["message"]
+                return
+            assert status == 200, answer
+            (node,) = nodes_of(answer)[1:]
+            allowed = {int(at): ids for at, ids in node["allowed"].items()}
+            start = min(allowed)
+            assert subject.text(node["token_ids"][:start]).rstrip().endswith(opening)
+            assert allowed[start] == [3] and allowed[start + 1] == [5, 9]
+            assert node["token_ids"][start : start + 2] in ([3, 5], [3, 9])
+            assert node["log_kept_mass"][start] < 0
+            bad = {"opening": opening, "choices": [[1], [subject.vocab_size]]}
+            body["branching"]["constraint"] = bad
+            status, answer = await client.ask(body)
+            assert (status, answer["error"]["param"]) == (400, "branching.constraint.choices.1")
+
+
+async def a_prompt_can_be_computed_ahead(subject: Subject) -> None:
+    with subject.start() as url:
+        async with Client(url) as client:
+            body = subject.body(max_tokens=0, branching={"policy": "none"})
+            begun = await client.good(body)
+            assert begun["choices"] == [] and begun["usage"]["completion_tokens"] == 0
+            (node,) = nodes_of(begun)
+            assert node["token_ids"] == body["prompt"]
+            behind = {"tree": begun["branching"]["id"], "from": node["id"]}
+            more = subject.body(prompt=[], n=3, temperature=0, branching=behind)
+            answer = await client.good(more)
+            want = subject.greedy(body["prompt"], 24)
+            assert [choice["token_ids"] for choice in answer["choices"]] == [want] * 3
+            assert answer["branching"]["recomputed_tokens"] <= 3 * subject.recomputed
+
+
+async def pauses_end_behind_the_trigger(subject: Subject) -> None:
+    with subject.start() as url:
+        async with Client(url) as client:
+            plain = await client.good(subject.body(branching={"policy": "none"}))
+            (node,) = nodes_of(plain)[1:]
+            above = sorted(node["entropies"])[-3] + 1e-3
+            end = next(i for i, value in enumerate(node["entropies"]) if value > above) + 1
+            pause = {"policy": "none", "pause": {"entropy_above": above}}
+            answer = await client.good(subject.body(branching=pause))
+            (paused,) = nodes_of(answer)[1:]
+            assert paused["token_ids"] == node["token_ids"][:end]
+            assert (paused["stop"], paused["trigger"]) == ("trigger", "entropy")
+            assert answer["usage"]["completion_tokens"] == end
+            behind = {"tree": answer["branching"]["id"], "from": paused["id"], "policy": "none"}
+            rest = subject.body(prompt=[], max_tokens=24 - end, branching=behind)
+            answer = await client.good(rest)
+            assert answer["choices"][0]["token_ids"] == node["token_ids"][end:]
+
+
 BEHAVIOUR: list[Callable[[Subject], Awaitable[None]]] = [
     a_request_without_branching_is_an_ordinary_one,
     trees_are_whole_and_billed_once,
@@ -276,4 +532,13 @@ BEHAVIOUR: list[Callable[[Subject], Awaitable[None]]] = [
     stops_end_leaves_and_are_cut_off,
     chats_are_answered_and_continued,
     metrics_count_what_happened,
+    constraints_are_honoured_or_refused,
+    a_prompt_can_be_computed_ahead,
+    pauses_end_behind_the_trigger,
+    bad_input_names_the_field,
+    bad_bodies_are_refused,
+    deleted_and_expired_trees_are_gone,
+    a_client_that_leaves_stops_its_leaves,
+    deleting_a_running_tree_ends_its_request,
+    an_overrun_server_answers_or_refuses,
 ]
