@@ -3,20 +3,11 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <cstdint>
-#include <limits>
+
+#include "spark/score_cut.h"
 
 namespace {
-
-// the split of a row depends on nothing but its length: results do not depend on batch or threads
-constexpr int64_t kChunk = 2048;
-constexpr int64_t kLanes = 16;
-// additions into one lane before it is set aside: keeps the rounding error of the sums small
-constexpr int64_t kRun = 32;
-constexpr float kInf = std::numeric_limits<float>::infinity();
-// weights of 2^kFloor of the largest and less count as that: nothing
-constexpr float kFloor = -124.0f;
 
 using F = Simd::F;
 
@@ -35,11 +26,6 @@ struct Slice {
   int64_t vectors() const { return (size + kLanes - 1) / kLanes; }
 };
 
-inline float value(const float* x, int64_t i) { return x[i]; }
-inline float value(const uint16_t* x, int64_t i) {
-  return std::bit_cast<float>(uint32_t(x[i]) << 16);
-}
-
 // Lanes past the end and, with kMasked, forbidden tokens read as -inf.
 template <bool kMasked, typename T>
 inline F load(const Slice<T>& row, int64_t vector) {
@@ -49,7 +35,7 @@ inline F load(const Slice<T>& row, int64_t vector) {
     v = Simd::load(row.x + start);
   } else {
     float padded[kLanes];
-    for (int64_t i = 0; i < kLanes; ++i) padded[i] = i < left ? value(row.x, start + i) : -kInf;
+    for (int64_t i = 0; i < kLanes; ++i) padded[i] = i < left ? widened(row.x[start + i]) : -kInf;
     v = Simd::load(padded);
   }
   if constexpr (kMasked) {
@@ -64,31 +50,27 @@ inline F load(const Slice<T>& row, int64_t vector) {
   return row.words == nullptr ? load<false>(row, vector) : load<true>(row, vector);
 }
 
-// 2^y for y in [kFloor, 0]; error below 1.3 ulp, and 1 at 0.
+// 2^y for y in [kFloor, 0]; error below 1.3 ulp, 1 at 0, and 0 at kFloor.
 inline F exp2_clamped(F y) {
-  const F round = Simd::set(12582912.0f);
+  const F round = Simd::set(kRound);
   const F t = Simd::add(y, round);
   const F r = Simd::sub(y, Simd::sub(t, round));
-  F p = Simd::set(0x1.5bda58p-10f);
-  p = Simd::fma(p, r, Simd::set(0x1.3ce8acp-7f));
-  p = Simd::fma(p, r, Simd::set(0x1.c6b6d8p-5f));
-  p = Simd::fma(p, r, Simd::set(0x1.ebf9c2p-3f));
-  p = Simd::fma(p, r, Simd::set(0x1.62e42ap-1f));
-  p = Simd::fma(p, r, Simd::set(1.0f));
+  F p = Simd::set(exp2_coefficient(0));
+  for (int i = 1; i < 6; ++i) p = Simd::fma(p, r, Simd::set(exp2_coefficient(i)));
   return Simd::times_power(p, t);
 }
 
-// Logits as powers of two: y = (x - max) * scale * log2(e), never above 0.
+// Logits as powers of two.
 struct Power {
-  F max, scale;
-  double nats;  // one unit of y in nats; not quite ln 2, because the factor was rounded
+  F max, factor;
+  double nats;
 
   Power(float m, double s) : max(Simd::set(m)) {
-    const float factor = static_cast<float>(s * 1.44269504088896340736);
-    scale = Simd::set(factor);
-    nats = s / double(factor);
+    const Scale scale(s);
+    factor = Simd::set(scale.factor);
+    nats = scale.nats;
   }
-  F operator()(F x) const { return Simd::mul(scale, Simd::sub(x, max)); }
+  F operator()(F x) const { return Simd::mul(factor, Simd::sub(x, max)); }
 };
 
 // The operand order of max lets a NaN through.
@@ -112,135 +94,121 @@ float largest(const Slice<T>& row) {
   for (int i = 1; i < kLanes; ++i) m = lane[i] > m ? lane[i] : m;
   if (kMasked || m != -kInf) return m;
   for (int64_t i = 0; i < row.size; ++i) {
-    if (value(row.x, i) != -kInf) return value(row.x, i);
+    if (widened(row.x[i]) != -kInf) return widened(row.x[i]);
   }
   return m;
 }
 
-// Over a run of logits, with y as in Power but in nats: sums of e^y, y e^y and y^2 e^y.
-struct Sums {
-  float s = 0.0f, t = 0.0f, q = 0.0f;
-};
+// Halves added until one is left, of the runs and then of the lanes.
+inline float tree_sum(F* runs) {
+  for (int width = kRuns / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) runs[i] = Simd::add(runs[i], runs[i + width]);
+  }
+  return Simd::sum(runs[0]);
+}
 
 template <bool kMoments, bool kMasked, typename T>
 Sums sums(const Slice<T>& row, const Power& power) {
-  const F zero = Simd::set(0.0f);
-  F s = zero, t = zero, q = zero;
+  // four runs at a time: their vectors are neighbours in memory
+  constexpr int64_t kTogether = 4;
+  F s[kRuns], t[kRuns], q[kRuns];
+  const T* ahead = row.x + 2 * kChunk;
   const int64_t end = row.vectors();
-  for (int64_t v = 0; v < end;) {
-    F s_run = zero, t_run = zero, q_run = zero;
-#pragma GCC unroll 4
-    for (const int64_t stop = std::min(v + kRun, end); v < stop; ++v) {
+  for (int64_t run = 0; run < kRuns; run += kTogether) {
+    F s_run[kTogether], t_run[kTogether], q_run[kTogether];
+    for (int64_t i = 0; i < kTogether; ++i) s_run[i] = t_run[i] = q_run[i] = Simd::set(0.0f);
+    const auto add = [&](int64_t i, int64_t v) {
       // the chunks to come arrive while this one is being summed
-      __builtin_prefetch(row.x + v * kLanes + 2 * kChunk);
+      __builtin_prefetch(ahead);
+      ahead += kLanes;
       const F y = clamp(power(load<kMasked>(row, v)));
       const F e = exp2_clamped(y);
-      s_run = Simd::add(s_run, e);
+      s_run[i] = Simd::add(s_run[i], e);
       if constexpr (kMoments) {
         const F ye = Simd::mul(y, e);
-        t_run = Simd::add(t_run, ye);
-        q_run = Simd::fma(y, ye, q_run);
+        t_run[i] = Simd::add(t_run[i], ye);
+        q_run[i] = Simd::fma(y, ye, q_run[i]);
       }
+    };
+    int64_t v = run;
+    for (; v + kTogether <= end; v += kRuns) {
+#pragma GCC unroll 4
+      for (int64_t i = 0; i < kTogether; ++i) add(i, v + i);
     }
-    s = Simd::add(s, s_run);
-    t = Simd::add(t, t_run);
-    q = Simd::add(q, q_run);
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < kTogether; ++i) {
+      if (v + i < end) add(i, v + i);
+    }
+    for (int64_t i = 0; i < kTogether; ++i) {
+      s[run + i] = s_run[i];
+      t[run + i] = t_run[i];
+      q[run + i] = q_run[i];
+    }
   }
   const double nats = power.nats;
-  return {Simd::sum(s), static_cast<float>(nats * Simd::sum(t)),
-          static_cast<float>(nats * nats * Simd::sum(q))};
+  return {tree_sum(s), static_cast<float>(nats * tree_sum(t)),
+          static_cast<float>(nats * nats * tree_sum(q))};
 }
 
-// The last token kept in the order (logit falling, token rising).
-struct Cut {
-  float x = -kInf;
-  int64_t token = std::numeric_limits<int64_t>::max();
+// Bits of the lanes of `v` that the cut keeps; its first lane is token `start`.
+inline uint32_t kept_lanes(const Cut& cut, F v, int64_t start) {
+  const F edge = Simd::set(cut.x);
+  const uint32_t kept = Simd::at_least(v, edge);
+  if (cut.token >= start + kLanes - 1) return kept;
+  const uint32_t ties = kept & Simd::at_least(edge, v);
+  const uint32_t early = cut.token < start ? 0u : (2u << (cut.token - start)) - 1u;
+  return kept & (~ties | early);
+}
 
-  // Whether it comes first in the order (logit falling, index rising).
-  bool before(const Cut& other) const {
-    return x > other.x || (x == other.x && token < other.token);
+// A run of vectors of one chunk whose first token is `start`, as weights: 0 where not kept.
+template <typename T>
+struct Weights {
+  const Slice<T>& chunk;
+  int64_t start;
+  Power power;
+  const Cut& cut;
+
+  F operator()(int64_t vector) const {
+    const F x = load(chunk, vector);
+    const uint32_t kept = kept_lanes(cut, x, start + vector * kLanes);
+    if (kept == 0) return Simd::set(0.0f);
+    return Simd::pick(kept, exp2_clamped(clamp(power(x))), Simd::set(0.0f));
   }
-  // Bits of the lanes of `v` that are kept; its first lane is token `start`.
-  uint32_t keeps(F v, int64_t start) const {
-    const F edge = Simd::set(x);
-    const uint32_t kept = Simd::at_least(v, edge);
-    if (token >= start + kLanes - 1) return kept;
-    const uint32_t ties = kept & Simd::at_least(edge, v);
-    const uint32_t early = token < start ? 0u : (2u << (token - start)) - 1u;
-    return kept & (~ties | early);
+  // The sum of the weights of vectors [begin, end) as a whole number.
+  uint64_t mass(int64_t begin, int64_t end) const {
+    const F scale = Simd::set(0x1p22f);
+    Simd::I high = Simd::whole(Simd::set(0.0f)), low = high;
+    for (int64_t v = begin; v < end; ++v) {
+      const F w = Simd::mul((*this)(v), scale);
+      const Simd::I whole = Simd::whole(w);
+      high = Simd::add(high, whole);
+      low = Simd::add(low, Simd::whole(Simd::mul(Simd::sub(w, Simd::real(whole)), scale)));
+    }
+    int32_t highs[kLanes], lows[kLanes];
+    Simd::store(highs, high);
+    Simd::store(lows, low);
+    uint64_t total = 0;
+    for (int i = 0; i < kLanes; ++i) total += (uint64_t(highs[i]) << 22) + uint64_t(lows[i]);
+    return total;
+  }
+  // The token at which the running sum of weights passes `point` of [0, mass of the chunk).
+  int64_t at(uint64_t point) const {
+    constexpr int64_t kGroup = 8;
+    int64_t v = 0;
+    for (;; v += kGroup) {
+      const uint64_t group = mass(v, std::min(v + kGroup, chunk.vectors()));
+      if (point < group) break;
+      point -= group;
+    }
+    for (;; ++v) {
+      float w[kLanes];
+      Simd::store(w, (*this)(v));
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        if (point < fixed(w[lane])) return start + v * kLanes + lane;
+        point -= fixed(w[lane]);
+      }
+    }
   }
 };
-
-// The weight 2^y of each token that is kept; exactly 0 for the others and for -inf.
-template <typename T>
-inline F weight(const Slice<T>& chunk, int64_t vector, int64_t start, const Power& power,
-                const Cut& cut) {
-  const F x = load(chunk, vector), y = power(x);
-  const uint32_t kept = cut.keeps(x, start + vector * kLanes);
-  if (kept == 0) return Simd::set(0.0f);
-  const uint32_t some = Simd::at_least(y, Simd::set(kFloor));
-  return Simd::pick(kept & some, exp2_clamped(clamp(y)), Simd::set(0.0f));
-}
-
-// The sum of a chunk's kept weights; `start` is its first token.
-template <typename T>
-double kept_mass(const Slice<T>& chunk, int64_t start, const Power& power, const Cut& cut) {
-  double total = 0.0;
-  for (int64_t v = 0; v < chunk.vectors();) {
-    F run = Simd::set(0.0f);
-    for (const int64_t stop = std::min(v + kRun, chunk.vectors()); v < stop; ++v) {
-      run = Simd::add(run, weight(chunk, v, start, power, cut));
-    }
-    total += Simd::sum(run);
-  }
-  return total;
-}
-
-// Steps over `sums` while the target lies past them; the last is never passed.
-inline int64_t step_over(const float* sums, int64_t count, double& target) {
-  int64_t i = 0;
-  while (i + 1 < count && target >= sums[i]) target -= sums[i++];
-  return i;
-}
-
-// The token of a chunk at which the running sum of kept weights passes `fraction` of their total:
-// first its group of vectors is found, then its vector, then its lane.
-template <typename T>
-int64_t draw(const Slice<T>& chunk, int64_t start, const Power& power, const Cut& cut,
-             double fraction) {
-  constexpr int64_t kGroup = 8;
-  const int64_t vectors = chunk.vectors(), groups = (vectors + kGroup - 1) / kGroup;
-  float group_sums[kChunk / kLanes / kGroup], sums[kGroup], w[kGroup * kLanes];
-  double total = 0.0;
-  int64_t last = 0;
-  for (int64_t g = 0; g < groups; ++g) {
-    F group = Simd::set(0.0f);
-    for (int64_t v = g * kGroup; v < std::min((g + 1) * kGroup, vectors); ++v) {
-      group = Simd::add(group, weight(chunk, v, start, power, cut));
-    }
-    group_sums[g] = Simd::sum(group);
-    total += group_sums[g];
-    if (group_sums[g] > 0.0f) last = g;
-  }
-  double target = fraction * total;
-  const int64_t first = kGroup * step_over(group_sums, last + 1, target);
-  const int64_t count = std::min(kGroup, vectors - first);
-  for (int64_t v = 0; v < count; ++v) {
-    const F one = weight(chunk, first + v, start, power, cut);
-    Simd::store(w + v * kLanes, one);
-    sums[v] = Simd::sum(one);
-  }
-  int64_t lane = kLanes * step_over(sums, count, target);
-  // rounding may leave the target past the end: then the last token with a weight is drawn
-  int64_t token = -1;
-  for (; lane < count * kLanes; ++lane) {
-    if (w[lane] == 0.0f) continue;
-    token = lane;
-    if (target < w[lane]) break;
-    target -= w[lane];
-  }
-  for (lane = count * kLanes - 1; token < 0; --lane) token = w[lane] > 0.0f ? lane : -1;
-  return start + first * kLanes + token;
-}
 
 }  // namespace

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <vector>
 
@@ -12,7 +13,7 @@ namespace {
 
 struct Part {
   float max;
-  double mass;
+  uint64_t mass;
 };
 
 // A distribution to draw from: the tokens of a row that are allowed and kept, tempered.
@@ -21,58 +22,25 @@ struct Base {
   Slice<T> row;
   double scale;              // 1 / temperature
   float max;                 // largest allowed logit, -inf when there is none
-  double total;              // sum of e^(scale (x - max))
-  std::vector<Part>& parts;  // the same of each chunk; the masses add up to the total
+  uint64_t total;            // the mass of all tokens
+  std::vector<Part>& parts;  // largest logit and mass of each chunk; the masses add up to the total
   Cut cut;
 
   Power power() const { return {max, scale}; }
+  Weights<T> weights(const Slice<T>& chunk, int64_t index, const Power& power) const {
+    return {chunk, index * kChunk, power, cut};
+  }
 };
-
-struct Filter {
-  int64_t top_k;  // 0 = off
-  double top_p;   // 1 = off
-  double min_p;   // 0 = off
-
-  bool ranked() const { return top_k > 0 || top_p < 1.0; }
-  bool off() const { return !ranked() && min_p <= 0.0; }
-};
-
-inline float below(double v) { return std::nextafterf(static_cast<float>(v), -kInf); }
-
-// The smallest float x with scale * (x - max) >= log(min_p).
-inline float min_p_bound(float max, double scale, double min_p) {
-  const double least = std::log(min_p);
-  float x = static_cast<float>(double(max) + least / scale);
-  const auto passes = [&](float v) { return scale * (double(v) - double(max)) >= least; };
-  while (!passes(x)) x = std::nextafterf(x, kInf);
-  while (passes(std::nextafterf(x, -kInf))) x = std::nextafterf(x, -kInf);
-  return x;
-}
 
 // The k-th largest of the chunks' maxima: k tokens are at least as large.
 inline float top_k_bound(const std::vector<Part>& parts, int64_t k) {
+  if (k > static_cast<int64_t>(parts.size())) return kLowest;
   thread_local std::vector<Part> tops;
   tops = parts;
   const auto kth = tops.begin() + (k - 1);
   std::nth_element(tops.begin(), kth, tops.end(),
                    [](const Part& a, const Part& b) { return a.max > b.max; });
   return kth->max;
-}
-
-// A logit below which nothing can be kept.
-template <typename T>
-float kept_bound(const Base<T>& base, const Filter& filter) {
-  float bound = std::numeric_limits<float>::lowest();
-  if (filter.min_p > 0.0) bound = min_p_bound(base.max, base.scale, filter.min_p);
-  if (filter.top_p < 1.0) {
-    // all tokens further than this from the largest weigh less than what top-p leaves out
-    const double left = (1.0 - filter.top_p) * base.total / double(base.row.size);
-    bound = std::max(bound, below(double(base.max) + (std::log(left) - 1e-3) / base.scale));
-  }
-  if (filter.top_k > 0 && filter.top_k <= static_cast<int64_t>(base.parts.size())) {
-    bound = std::max(bound, top_k_bound(base.parts, filter.top_k));
-  }
-  return bound;
 }
 
 // Calls visit(logits, first token, bits) for each vector with a logit of at least `bound`.
@@ -95,7 +63,7 @@ struct Histogram {
   static constexpr int kSize = 1024;
   F high, scale;
   int64_t count[kSize] = {};
-  double mass[kSize] = {};
+  uint64_t mass[kSize] = {};
 
   Histogram(float max, float bound, double temperature_scale) : high(Simd::set(max)) {
     // what lies further than 60 nats down shares the last bucket
@@ -118,48 +86,48 @@ struct Histogram {
 };
 
 struct Candidate {
-  float x, weight;
+  float x;
+  uint64_t weight;
   int64_t token;
 };
 
 // Walks the members of one bucket in order until `most` tokens or `enough` mass are seen.
-inline Cut walk(std::vector<Candidate>& members, int64_t count, double mass, int64_t most,
-                double enough) {
+inline Prefix walk(std::vector<Candidate>& members, int64_t count, uint64_t mass, int64_t most,
+                   uint64_t enough) {
   std::sort(members.begin(), members.end(), [](const Candidate& a, const Candidate& b) {
     return a.x > b.x || (a.x == b.x && a.token < b.token);
   });
   for (const Candidate& c : members) {
     mass += c.weight;
-    if (++count >= most || mass >= enough) return {c.x, c.token};
+    if (++count >= most || mass >= enough) return {{c.x, c.token}, mass};
   }
-  return {members.back().x, members.back().token};
+  return {{members.back().x, members.back().token}, mass};
 }
 
-// The cut of top-k and top-p; `bound` is a logit below which they keep nothing.
+// The shortest prefix of `most` tokens or `enough` mass; `bound` is a logit below which it has
+// none.
 template <typename T>
-Cut find_cut(const Base<T>& base, const Filter& filter, float bound) {
-  const int64_t most = filter.top_k > 0 ? filter.top_k : std::numeric_limits<int64_t>::max();
-  const double enough = filter.top_p < 1.0 ? filter.top_p * base.total : kInf;
+Prefix find_cut(const Base<T>& base, int64_t most, uint64_t enough, float bound) {
   const Power power = base.power();
   Histogram histogram(base.max, bound, base.scale);
   visit_above(base, bound, [&](F x, int64_t, uint32_t bits) {
     int32_t bucket[kLanes];
     float weight[kLanes];
-    Simd::store(bucket, histogram.place(x));
+    Simd::store(bucket, Simd::whole(histogram.place(x)));
     Simd::store(weight, exp2_clamped(clamp(power(x))));
     for (; bits != 0; bits &= bits - 1) {
       const int lane = std::countr_zero(bits);
       ++histogram.count[bucket[lane]];
-      histogram.mass[bucket[lane]] += weight[lane];
+      histogram.mass[bucket[lane]] += fixed(weight[lane]);
     }
   });
   int at = 0;
   int64_t count = 0;
-  double mass = 0.0;
+  uint64_t mass = 0;
   while (count + histogram.count[at] < most && mass + histogram.mass[at] < enough) {
     count += histogram.count[at];
     mass += histogram.mass[at];
-    if (++at == Histogram::kSize) return {bound};
+    if (++at == Histogram::kSize) return {{bound}, mass};
   }
   thread_local std::vector<Candidate> members;
   members.clear();
@@ -171,56 +139,55 @@ Cut find_cut(const Base<T>& base, const Filter& filter, float bound) {
     Simd::store(weight, exp2_clamped(clamp(power(x))));
     for (; bits != 0; bits &= bits - 1) {
       const int lane = std::countr_zero(bits);
-      members.push_back({logit[lane], weight[lane], start + lane});
+      members.push_back({logit[lane], fixed(weight[lane]), start + lane});
     }
   });
   return walk(members, count, mass, most, enough);
 }
 
-// Restricts the distribution to the tokens up to `cut`.
+// Restricts the distribution to the tokens up to its cut.
 template <typename T>
-void keep_to(Base<T>& base, const Cut& cut) {
-  base.cut = cut;
+void keep_to_cut(Base<T>& base) {
   const Power power = base.power();
-  base.total = 0.0;
+  base.total = 0;
   for (size_t c = 0; c < base.parts.size(); ++c) {
     Part& part = base.parts[c];
+    const Slice<T> chunk = base.row.chunk(c);
     const bool any = part.max >= base.cut.x;
-    part.mass = any ? kept_mass(base.row.chunk(c), c * kChunk, power, base.cut) : 0.0;
+    part.mass = any ? base.weights(chunk, c, power).mass(0, chunk.vectors()) : 0;
     base.total += part.mass;
   }
 }
 
-// Restricts the distribution to what the filter keeps.
+// Restricts the distribution to what the filter keeps; top-p judges what top-k has left.
 template <typename T>
 void truncate(Base<T>& base, const Filter& filter) {
-  if (filter.top_k > 0 && filter.top_p < 1.0) {
-    // top-p judges what top-k has left
-    truncate(base, {filter.top_k, 1.0, 0.0});
-    const Cut ranked = base.cut;
-    truncate(base, {0, filter.top_p, filter.min_p});
-    if (ranked.before(base.cut)) keep_to(base, ranked);
-    return;
+  uint64_t left = base.total;
+  if (filter.min_p > 0.0) base.cut.x = min_p_bound(base.max, base.scale, filter.min_p);
+  if (filter.top_k > 0) {
+    const float bound = top_k_bound(base.parts, filter.top_k);
+    const Prefix found = find_cut(base, filter.top_k, kEndless, bound);
+    if (found.cut.before(base.cut)) base.cut = found.cut;
+    left = found.mass;
   }
-  const float bound = kept_bound(base, filter);
-  keep_to(base, filter.ranked() ? find_cut(base, filter, bound) : Cut{bound});
+  if (filter.top_p < 1.0) {
+    const float bound = top_p_bound(base.max, base.scale, filter.top_p, left, base.row.size);
+    const uint64_t enough = enough_of(filter.top_p, left);
+    const Prefix found = find_cut(base, kNoToken, enough, bound);
+    if (found.cut.before(base.cut)) base.cut = found.cut;
+  }
+  keep_to_cut(base);
 }
 
-// The token in whose share of the total `u` in [0, 1) falls; reads one chunk.
+// The token at `point` of [0, total); reads one chunk.
 template <typename T>
-int64_t draw_token(const Base<T>& base, double u) {
-  double target = u * base.total;
-  int64_t chunk = -1;
-  for (size_t c = 0; c < base.parts.size(); ++c) {
-    if (base.parts[c].mass == 0.0) continue;
-    if (chunk >= 0) target -= base.parts[chunk].mass;
-    chunk = c;
-    if (target < base.parts[c].mass) break;
-  }
-  const Part& part = base.parts[chunk];
-  const double fraction = std::min(target / part.mass, 1.0);
-  const Power power(part.max, base.scale);
-  return draw(base.row.chunk(chunk), chunk * kChunk, power, base.cut, fraction);
+int64_t token_at(const Base<T>& base, uint64_t point) {
+  size_t c = 0;
+  for (; point >= base.parts[c].mass; ++c) point -= base.parts[c].mass;
+  const Part& part = base.parts[c];
+  const Slice<T> chunk = base.row.chunk(c);
+  const Weights<T> weights = base.weights(chunk, c, Power(part.max, base.scale));
+  return weights.at(rescaled(point, part.mass, weights.mass(0, chunk.vectors())));
 }
 
 // The first of the largest.

@@ -5,18 +5,27 @@
 
 #include <cstdint>
 
+#include "spark/narrow.h"
+
 namespace {
 
 struct Simd {
   using F = __m512;
   static F set(float v) { return _mm512_set1_ps(v); }
   static F load(const float* p) { return _mm512_loadu_ps(p); }
-  static F load(const uint16_t* p) {
+  static F load(const Half* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static F load(const Bf16* p) {
     const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
   }
   static void store(float* p, F v) { _mm512_storeu_ps(p, v); }
-  static void store(int32_t* p, F v) { _mm512_storeu_si512(p, _mm512_cvttps_epi32(v)); }
+  using I = __m512i;
+  static I whole(F v) { return _mm512_cvttps_epi32(v); }
+  static F real(I v) { return _mm512_cvtepi32_ps(v); }
+  static I add(I a, I b) { return _mm512_add_epi32(a, b); }
+  static void store(int32_t* p, I v) { _mm512_storeu_si512(p, v); }
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }

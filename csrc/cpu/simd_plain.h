@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstdint>
 
+#include "spark/narrow.h"
+
 namespace {
 
 struct Simd {
@@ -20,19 +22,31 @@ struct Simd {
   static F set(float v) {
     return each([&](int) { return v; });
   }
-  static F load(const float* p) {
-    return each([&](int i) { return p[i]; });
-  }
-  // bf16 bits
-  static F load(const uint16_t* p) {
-    return each([&](int i) { return std::bit_cast<float>(uint32_t(p[i]) << 16); });
+  template <typename T>
+  static F load(const T* p) {
+    return each([&](int i) { return widened(p[i]); });
   }
   static void store(float* p, const F& v) {
     for (int i = 0; i < 16; ++i) p[i] = v.lane[i];
   }
+  struct I {
+    int32_t lane[16];
+  };
   // rounded towards zero; the values must fit
-  static void store(int32_t* p, const F& v) {
-    for (int i = 0; i < 16; ++i) p[i] = static_cast<int32_t>(v.lane[i]);
+  static I whole(const F& v) {
+    I out;
+    for (int i = 0; i < 16; ++i) out.lane[i] = static_cast<int32_t>(v.lane[i]);
+    return out;
+  }
+  static F real(const I& v) {
+    return each([&](int i) { return static_cast<float>(v.lane[i]); });
+  }
+  static I add(I a, const I& b) {
+    for (int i = 0; i < 16; ++i) a.lane[i] += b.lane[i];
+    return a;
+  }
+  static void store(int32_t* p, const I& v) {
+    for (int i = 0; i < 16; ++i) p[i] = v.lane[i];
   }
   static F add(const F& a, const F& b) {
     return each([&](int i) { return a.lane[i] + b.lane[i]; });

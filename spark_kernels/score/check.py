@@ -29,8 +29,8 @@ def check(
     """Raise ValueError for the first argument of `score` that does not fit."""
     if logits.dim() != 2 or logits.shape[1] == 0:
         raise ValueError(f"logits has shape {list(logits.shape)}: pass [B, V] with V > 0")
-    if logits.dtype not in (torch.float32, torch.bfloat16):
-        raise ValueError(f"logits is {logits.dtype}: pass float32 or bfloat16")
+    if logits.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"logits is {logits.dtype}: pass float32, bfloat16 or float16")
     if logits.stride(1) != 1 and logits.shape[1] > 1:
         raise ValueError(f"logits has stride {logits.stride(1)} along V: call .contiguous() first")
     rows, vocab = logits.shape

@@ -43,7 +43,7 @@ def assert_scores_close(got: Scores, want: tuple[Tensor | None, ...]) -> None:
             assert finite.sum() == 0 or worst[finite].max() <= 5e-6, f"{name}: {worst.max()}"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("vocab", VOCABULARIES)
 def test_every_vocabulary_size(vocab: int, dtype: torch.dtype) -> None:
     logits = logits_of(3, vocab).to(dtype)

@@ -78,7 +78,7 @@ def test_law_of_the_draws(values: dict[str, float], masked: bool) -> None:
     assert chi2.sf(g, int(keep.sum()) - 1 or 1) > 1e-4
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("vocab", [1, 17, 2_049, 20_000])
 @pytest.mark.parametrize("values", TRUNCATIONS, ids=str)
 def test_draws_are_those_of_the_reference(
@@ -138,7 +138,7 @@ def test_filters_are_judged_after_the_mask() -> None:
 @pytest.mark.parametrize(
     "values", [{"top_k": 50}, {"top_k": 3_000}, {"top_p": 0.9}, {"min_p": 0.02}]
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_exact_membership_in_a_large_vocabulary(
     values: dict[str, float], dtype: torch.dtype
 ) -> None:
@@ -201,7 +201,7 @@ MIXED = {"temperature": 0.8, "top_k": 60, "top_p": 0.97, "min_p": 0.001}
 
 
 @pytest.mark.parametrize("values", [{}, {"temperature": 0.8}, MIXED], ids=["plain", "hot", "mixed"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_the_same_bits_on_every_instruction_set(
     values: dict[str, float], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:

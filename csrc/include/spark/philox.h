@@ -3,16 +3,12 @@
 
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define SPARK_HOST_DEVICE __host__ __device__
-#else
-#define SPARK_HOST_DEVICE
-#endif
+#include "spark/host_device.h"
 
 namespace {
 
-// One double in [0, 1) with 53 random bits for (seed, position).
-SPARK_HOST_DEVICE inline double philox_uniform(uint64_t seed, uint64_t position) {
+// 53 random bits for (seed, position).
+SPARK_HOST_DEVICE inline uint64_t philox_bits(uint64_t seed, uint64_t position) {
   uint32_t c0 = uint32_t(position), c1 = uint32_t(position >> 32), c2 = 0, c3 = 0;
   uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
   for (int round = 0; round < 10; ++round) {
@@ -24,7 +20,7 @@ SPARK_HOST_DEVICE inline double philox_uniform(uint64_t seed, uint64_t position)
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
-  return double((uint64_t(c0) << 21) | (c1 >> 11)) * 0x1p-53;
+  return (uint64_t(c0) << 21) | (c1 >> 11);
 }
 
 }  // namespace
