@@ -63,13 +63,8 @@ inline F exp2_clamped(F y) {
 // Logits as powers of two.
 struct Power {
   F max, factor;
-  double nats;
 
-  Power(float m, double s) : max(Simd::set(m)) {
-    const Scale scale(s);
-    factor = Simd::set(scale.factor);
-    nats = scale.nats;
-  }
+  Power(float m, double scale) : max(Simd::set(m)), factor(Simd::set(factor_of(scale))) {}
   F operator()(F x) const { return Simd::mul(factor, Simd::sub(x, max)); }
 };
 
@@ -145,9 +140,7 @@ Sums sums(const Slice<T>& row, const Power& power) {
       q[run + i] = q_run[i];
     }
   }
-  const double nats = power.nats;
-  return {tree_sum(s), static_cast<float>(nats * tree_sum(t)),
-          static_cast<float>(nats * nats * tree_sum(q))};
+  return {tree_sum(s), tree_sum(t), tree_sum(q)};
 }
 
 // Bits of the lanes of `v` that the cut keeps; its first lane is token `start`.

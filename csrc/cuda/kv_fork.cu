@@ -1,6 +1,6 @@
 // One launch for all layers: a thread reads its part of a source block once and writes it to all
-// destinations. Pointers and pairs travel as kernel parameters, so nothing is copied to the device
-// and the host never waits.
+// destinations. The buffers' addresses stay on the device from fork to fork; the pairs travel as
+// kernel parameters, so nothing is copied to the device and the host never waits.
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -10,10 +10,9 @@
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kUnitsPerThread = 2;
 // of one launch; the parameters of a kernel must fit 4 KiB
-constexpr int kMaxBuffers = 256;
-constexpr int kMaxPairs = 128;
+constexpr int kMaxPairs = 240;
+constexpr unsigned kMaxGrid = 65535;
 
 struct Pair {
   int32_t source;
@@ -22,9 +21,8 @@ struct Pair {
 };
 
 struct Work {
-  void* buffers[kMaxBuffers];
   Pair pairs[kMaxPairs];
-  int32_t num_pairs;
+  int32_t first[kMaxPairs + 1];  // of the pairs of each source, and where the last end
 };
 
 // Sizes in units of type U.
@@ -34,62 +32,56 @@ struct Shape {
   int32_t token;
 };
 
-// grid: (pair, part of a block, buffer); the first pair of a source serves all of them
+// grid: (part of a block, buffer, source)
 template <typename U>
 __global__ void __launch_bounds__(kThreads)
-    fork_blocks(const __grid_constant__ Work work, const Shape shape) {
-  const int first = blockIdx.x, source = work.pairs[first].source;
-  if (first > 0 && work.pairs[first - 1].source == source) return;
-  U* const base = static_cast<U*>(work.buffers[blockIdx.z]);
+    fork_blocks(const __grid_constant__ Work work, void* const* buffers, const Shape shape) {
+  const int32_t at = blockIdx.x * kThreads + threadIdx.x;
+  if (at >= shape.block) return;
+  U* const base = static_cast<U*>(buffers[blockIdx.y]) + at;
+  const int begin = work.first[blockIdx.z], end = work.first[blockIdx.z + 1];
+  const int32_t token = at % shape.run / shape.token;
+  int32_t most = 0;
+  for (int p = begin; p < end; ++p) most = max(most, work.pairs[p].used);
+  if (token >= most) return;
   const int64_t block = shape.block;
-
-  int end = first, most = 0;
-  for (; end < work.num_pairs && work.pairs[end].source == source; ++end)
-    most = max(most, work.pairs[end].used);
-
-  U held[kUnitsPerThread];
-  int32_t at[kUnitsPerThread], token[kUnitsPerThread];
-#pragma unroll
-  for (int i = 0; i < kUnitsPerThread; ++i) {
-    at[i] = (blockIdx.y * kUnitsPerThread + i) * kThreads + threadIdx.x;
-    token[i] = at[i] < shape.block ? at[i] % shape.run / shape.token : INT32_MAX;
-    if (token[i] < most) held[i] = base[source * block + at[i]];
-  }
-  for (int p = first; p < end; ++p) {
-    U* const to = base + work.pairs[p].destination * block;
-    const int32_t used = work.pairs[p].used;
-#pragma unroll
-    for (int i = 0; i < kUnitsPerThread; ++i) {
-      if (token[i] < used) to[at[i]] = held[i];
-    }
+  const U held = base[work.pairs[begin].source * block];
+  for (int p = begin; p < end; ++p) {
+    if (token < work.pairs[p].used) base[work.pairs[p].destination * block] = held;
   }
 }
 
-int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+// Fills in the next launch; returns its number of sources and moves `pair` past what it takes.
+int gather(const SparkKvFork& a, int64_t& pair, Work& work) {
+  int sources = 0, n = 0;
+  for (; n < kMaxPairs && pair < a.num_pairs; ++n, ++pair) {
+    const int64_t* from = a.pairs + 3 * pair;
+    work.pairs[n] = {static_cast<int32_t>(from[0]), static_cast<int32_t>(from[1]),
+                     static_cast<int32_t>(from[2])};
+    if (n == 0 || work.pairs[n].source != work.pairs[n - 1].source) work.first[sources++] = n;
+  }
+  work.first[sources] = n;
+  return sources;
+}
 
 template <typename U>
-cudaError_t launch(const SparkKvFork& a, cudaStream_t stream) {
+cudaError_t launch(const SparkKvFork& a, void* const* buffers, cudaStream_t stream) {
   const int64_t token = a.token_bytes / sizeof(U), run = a.tokens * token, block = a.runs * run;
-  const int64_t part = kThreads * kUnitsPerThread;
-  if (block > INT32_MAX - part) return cudaErrorInvalidValue;
+  if (block > INT32_MAX - kThreads || a.num_buffers > kMaxGrid) return cudaErrorInvalidValue;
   const Shape shape{static_cast<int32_t>(block), static_cast<int32_t>(run),
                     static_cast<int32_t>(token)};
-  const unsigned parts = static_cast<unsigned>((block + part - 1) / part);
-  for (int64_t pair = 0; pair < a.num_pairs; pair += kMaxPairs) {
+  cudaLaunchConfig_t config = {};
+  config.stream = stream;
+  config.blockDim = dim3(kThreads);
+  for (int64_t pair = 0; pair < a.num_pairs;) {
     Work work;
-    work.num_pairs = static_cast<int32_t>(least(kMaxPairs, a.num_pairs - pair));
-    for (int i = 0; i < work.num_pairs; ++i) {
-      const int64_t* from = a.pairs + 3 * (pair + i);
-      work.pairs[i] = {static_cast<int32_t>(from[0]), static_cast<int32_t>(from[1]),
-                       static_cast<int32_t>(from[2])};
-    }
-    for (int64_t buffer = 0; buffer < a.num_buffers; buffer += kMaxBuffers) {
-      const unsigned n = static_cast<unsigned>(least(kMaxBuffers, a.num_buffers - buffer));
-      for (unsigned i = 0; i < n; ++i) work.buffers[i] = a.buffers[buffer + i];
-      fork_blocks<U><<<dim3(work.num_pairs, parts, n), kThreads, 0, stream>>>(work, shape);
-    }
+    const unsigned sources = gather(a, pair, work);
+    config.gridDim = dim3(static_cast<unsigned>((block + kThreads - 1) / kThreads),
+                          static_cast<unsigned>(a.num_buffers), sources);
+    const cudaError_t error = cudaLaunchKernelEx(&config, fork_blocks<U>, work, buffers, shape);
+    if (error != cudaSuccess) return error;
   }
-  return cudaGetLastError();
+  return cudaSuccess;
 }
 
 // whether every token of every buffer starts at a multiple of `size` bytes
@@ -101,11 +93,16 @@ bool aligned(const SparkKvFork& a, uint64_t size) {
 
 }  // namespace
 
-extern "C" int spark_cuda_kv_fork(const SparkKvFork* args, void* stream) {
+extern "C" int spark_cuda_kv_fork(const SparkKvFork* args, void* const* on_device, void* stream) {
   const SparkKvFork& a = *args;
   if (a.num_pairs == 0 || a.num_buffers == 0 || a.runs * a.tokens * a.token_bytes == 0) return 0;
   const auto s = static_cast<cudaStream_t>(stream);
-  if (aligned(a, 16)) return launch<uint4>(a, s);
-  if (aligned(a, 4)) return launch<uint32_t>(a, s);
-  return launch<uint8_t>(a, s);
+  if (aligned(a, 16)) return launch<uint4>(a, on_device, s);
+  if (aligned(a, 4)) return launch<uint32_t>(a, on_device, s);
+  return launch<uint8_t>(a, on_device, s);
+}
+
+extern "C" int spark_cuda_upload(void* to, const void* from, int64_t bytes, void* stream) {
+  return cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice,
+                         static_cast<cudaStream_t>(stream));
 }

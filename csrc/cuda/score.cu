@@ -5,21 +5,24 @@
 
 namespace {
 
-constexpr int kMeasureThreads = 256;
-constexpr int kChunksPerBlock = kMeasureThreads / kWarp;
+// their chunks take 32 KiB of shared memory
+template <typename T>
+constexpr int kChunksPerBlock = 32 / sizeof(T) / 2;
 
 template <typename T>
-__global__ void __launch_bounds__(kMeasureThreads, sizeof(T) == 4 ? 2 : 3)
+__global__ void __launch_bounds__(kChunksPerBlock<T>* kWarp)
     measure(const __grid_constant__ SparkScore args, const int chunks, Chunk* parts) {
-  const int blocks = (chunks + kChunksPerBlock - 1) / kChunksPerBlock;
+  __shared__ Piece<T> space[kChunksPerBlock<T>][Held<T>::kPieces];
+  const int blocks = (chunks + kChunksPerBlock<T> - 1) / kChunksPerBlock<T>;
   const int64_t r = blockIdx.x / blocks;
-  const int c = blockIdx.x % blocks * kChunksPerBlock + threadIdx.x / kWarp;
-  const int lane = threadIdx.x % kWarp;
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int c = blockIdx.x % blocks * kChunksPerBlock<T> + warp;
   if (c >= chunks) return;
   const Row row(args, r);
   if (!row.valid) return;
   const Logits<T> logits(args, r);
-  const Chunk out = Held<T>(logits, c, lane).measure(row, args.entropy_tempered != nullptr);
+  const Chunk out =
+      Held<T>(logits, c, space[warp], lane).measure(row, args.entropy_tempered != nullptr);
   if (lane == 0) parts[r * chunks + c] = out;
 }
 
@@ -38,12 +41,12 @@ int chunks_of(const SparkScore& args) {
 template <typename T>
 cudaError_t launch(const SparkScore& args, Chunk* parts, cudaStream_t stream) {
   const int chunks = chunks_of(args);
-  const int64_t blocks = args.rows * ((chunks + kChunksPerBlock - 1) / kChunksPerBlock);
+  const int64_t blocks = args.rows * ((chunks + kChunksPerBlock<T> - 1) / kChunksPerBlock<T>);
   if (blocks > std::numeric_limits<int32_t>::max()) return cudaErrorInvalidValue;
   cudaLaunchConfig_t config = {};
   config.stream = stream;
   config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(kMeasureThreads);
+  config.blockDim = dim3(kChunksPerBlock<T> * kWarp);
   const cudaError_t error = cudaLaunchKernelEx(&config, measure<T>, args, chunks, parts);
   if (error != cudaSuccess) return error;
   config.gridDim = dim3(static_cast<unsigned>(args.rows));

@@ -1,5 +1,5 @@
-// A row's logits, and one warp's pass over a chunk of them: the chunk stays in registers and is
-// added up in the order of csrc/cpu/score_chunk.h, so that the sums are the same to the bit.
+// A row's logits, and one warp's passes over a chunk of them: the chunk waits in shared memory and
+// is added up in the order of csrc/cpu/score_chunk.h, so that the sums are the same to the bit.
 #pragma once
 
 #include <cstdint>
@@ -48,6 +48,7 @@ struct Logits {
         vocab(a.vocab),
         words(a.allowed == nullptr ? nullptr : a.allowed + r * ((a.vocab + 31) / 32)) {}
 
+  __device__ bool aligned() const { return reinterpret_cast<uintptr_t>(x) % 16 == 0; }
   // Bit i: whether token + i is allowed; right up to the next multiple of 32.
   __device__ uint32_t allowed(int64_t token) const {
     return words == nullptr || token >= vocab ? kAll : words[token / 32] >> (token % 32);
@@ -59,8 +60,7 @@ struct Logits {
   // The piece that starts at `token`, with the same past the end.
   __device__ Piece<T> load(int64_t token) const {
     Piece<T> piece;
-    const bool aligned = reinterpret_cast<uintptr_t>(x) % 16 == 0;
-    if (aligned && token + Piece<T>::kTokens <= vocab) {
+    if (aligned() && token + Piece<T>::kTokens <= vocab) {
       const uint4 four = __ldg(reinterpret_cast<const uint4*>(x + token));
       piece.word[0] = four.x;
       piece.word[1] = four.y;
@@ -125,48 +125,78 @@ __device__ inline float largest_of_warp(float m) {
   return m;
 }
 
-// A chunk in the registers of a warp: thread t holds the pieces t, t + 32 and so on.
+// Sixteen bytes from global to shared memory, past the registers; `wait` until they are there.
+__device__ inline void copy_ahead(void* to, const void* from) {
+#ifdef __CUDA_ARCH__
+  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from));
+#else
+  memcpy(to, from, 16);
+#endif
+}
+__device__ inline void wait_for_copies() {
+#ifdef __CUDA_ARCH__
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
+// A chunk in shared memory, where each thread of a warp sees what it brought: the pieces `lane`,
+// `lane` + 32 and so on.
 template <typename T>
 struct Held {
   static constexpr int kTokens = Piece<T>::kTokens;
-  static constexpr int kPieces = kChunk / (kTokens * kWarp);
+  static constexpr int kPieces = kChunk / kTokens;
   // sums of one thread: of as many lanes as a piece has tokens, for each of its runs
   static constexpr int kSums = kLanes * kRuns / kWarp;
 
   const Logits<T>& row;
-  int64_t start;  // this thread's first token
-  Piece<T> piece[kPieces];
+  int64_t start;  // the chunk's first token
+  Piece<T>* pieces;
+  int lane;
 
-  __device__ Held(const Logits<T>& logits, int64_t chunk, int lane)
-      : row(logits), start(chunk * kChunk + lane * kTokens) {
-#pragma unroll
-    for (int j = 0; j < kPieces; ++j) piece[j] = row.load(start + j * kWarp * kTokens);
+  __device__ Held(const Logits<T>& logits, int64_t chunk, Piece<T>* space, int thread)
+      : row(logits), start(chunk * kChunk), pieces(space), lane(thread) {
+    for (int p = lane; p < kPieces; p += kWarp) {
+      const int64_t token = start + p * kTokens;
+      if (row.aligned() && token + kTokens <= row.vocab) {
+        copy_ahead(pieces + p, row.x + token);
+      } else {
+        pieces[p] = row.load(token);
+      }
+    }
+    wait_for_copies();
   }
 
-  // Calls visit(logit, j, i) for each token, i of piece j.
+  // Calls visit(logit, i) for each token; i counts the sums of a thread.
   template <bool kMasked, typename Visit>
   __device__ void each(Visit visit) const {
+#pragma unroll 1
+    for (int first = lane; first < kPieces; first += kWarp * kSums / kTokens) {
 #pragma unroll
-    for (int j = 0; j < kPieces; ++j) {
-      const uint32_t bits = kMasked ? row.allowed(start + j * kWarp * kTokens) : kAll;
+      for (int j = 0; j < kSums / kTokens; ++j) {
+        const int p = first + j * kWarp;
+        const Piece<T> piece = pieces[p];
+        const uint32_t bits = kMasked ? row.allowed(start + p * kTokens) : kAll;
 #pragma unroll
-      for (int i = 0; i < kTokens; ++i) visit((bits >> i) & 1 ? piece[j][i] : -kInf, j, i);
+        for (int i = 0; i < kTokens; ++i) {
+          visit((bits >> i) & 1 ? piece[i] : -kInf, j * kTokens + i);
+        }
+      }
     }
   }
 
   template <bool kMasked>
   __device__ float largest() const {
     float m = -kInf;
-    each<kMasked>([&](float x, int, int) { m = larger(m, x); });
+    each<kMasked>([&](float x, int) { m = larger(m, x); });
     return largest_of_warp(m);
   }
 
   template <bool kMoments, bool kMasked>
-  __device__ Sums sums(float max, const Scale& scale) const {
+  __device__ Sums sums(float max, float factor) const {
     float s[kSums] = {}, t[kSums] = {}, q[kSums] = {};
-    each<kMasked>([&](float x, int j, int i) {
-      const int at = (j * kTokens + i) % kSums;
-      const float y = power_of(x, max, scale.factor), e = exp2_of(y);
+    each<kMasked>([&](float x, int at) {
+      const float y = power_of(x, max, factor), e = exp2_of(y);
       s[at] = s[at] + e;
       if (kMoments) {
         const float ye = y * e;
@@ -177,8 +207,8 @@ struct Held {
     Sums out;
     out.s = tree_sum(s);
     if (kMoments) {
-      out.t = static_cast<float>(scale.nats * tree_sum(t));
-      out.q = static_cast<float>(scale.nats * scale.nats * tree_sum(q));
+      out.t = tree_sum(t);
+      out.q = tree_sum(q);
     }
     return out;
   }
@@ -224,15 +254,15 @@ struct Held {
     out.max = out.allowed_max = largest<false>();
     // nothing but -inf, or an invalid row
     if (!(out.max > -kInf && out.max < kInf)) return out;
-    out.plain = sums<true, false>(out.max, Scale(1.0));
-    const Scale scale(wanted.scale);
+    out.plain = sums<true, false>(out.max, factor_of(1.0));
+    const float factor = factor_of(wanted.scale);
     if (wanted.tempered()) {
-      out.hot = moments ? sums<true, false>(out.max, scale) : sums<false, false>(out.max, scale);
+      out.hot = moments ? sums<true, false>(out.max, factor) : sums<false, false>(out.max, factor);
     }
     if (row.words != nullptr) {
       out.allowed_max = largest<true>();
       if (out.allowed_max == -kInf) return out;
-      out.allowed_mass = sums<false, true>(out.allowed_max, scale).s;
+      out.allowed_mass = sums<false, true>(out.allowed_max, factor).s;
     }
     return out;
   }

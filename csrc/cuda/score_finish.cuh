@@ -52,7 +52,7 @@ struct Finisher {
         logits(a, r),
         row(a, r),
         chunks(static_cast<int>((a.vocab + kChunk - 1) / kChunk)),
-        factor(Scale(row.scale).factor),
+        factor(factor_of(row.scale)),
         at(shared) {}
 
   __device__ void run(const Chunk* parts) {

@@ -1,23 +1,47 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <deque>
+#include <mutex>
+#include <utility>
 
 #include "kv_fork.h"
-
-extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
+#include "stream.h"
 
 namespace {
 
+using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+
+// The buffers' addresses on their device, as int64; written once for each pool of buffers. The
+// newest pools are remembered.
+Tensor addresses(const std::vector<void*>& pointers, const Tensor& buffer, void* stream) {
+  using Known = std::pair<std::pair<std::vector<void*>, int32_t>, Tensor>;
+  constexpr size_t kPools = 16;
+  static std::mutex mutex;
+  static std::deque<Known> pools;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const std::pair key(pointers, buffer.get_device_index());
+  for (const Known& pool : pools) {
+    if (pool.first == key) return pool.second;
+  }
+  const auto count = static_cast<int64_t>(pointers.size());
+  Tensor table = torch::stable::new_empty(buffer, {count}, ScalarType::Long);
+  const int64_t bytes = count * static_cast<int64_t>(sizeof(void*));
+  check_cuda(spark_cuda_upload(table.data_ptr(), pointers.data(), bytes, stream));
+  pools.emplace_front(key, table);
+  if (pools.size() > kPools) pools.pop_back();
+  return table;
+}
 
 void kv_fork(const std::vector<Tensor>& buffers, const Tensor& pairs, bool nhd) {
   std::vector<void*> pointers;
   SparkKvFork args = kv_fork_arguments(buffers, pairs, nhd, pointers);
-  const int32_t device = buffers[0].get_device_index();
-  torch::stable::accelerator::DeviceGuard guard(device);
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  const int error = spark_cuda_kv_fork(&args, stream);
-  STD_TORCH_CHECK(error == 0, "kv_fork: CUDA error ", error);
+  const torch::stable::accelerator::DeviceGuard guard(buffers[0].get_device_index());
+  void* const stream = current_stream(buffers[0]);
+  const Tensor table = addresses(pointers, buffers[0], stream);
+  check_cuda(spark_cuda_kv_fork(&args, static_cast<void* const*>(table.data_ptr()), stream));
 }
 
 }  // namespace

@@ -7,7 +7,7 @@
 // stretch a head, NHD has one. Pairs are [num_pairs, 3] (source block, destination block, tokens),
 // those of one source next to each other. Destinations are distinct and no source is one.
 struct SparkKvFork {
-  void* const* buffers;  // the array is on the host, the buffers on the device
+  void* const* buffers;  // the array is on the host, the buffers on their device
   int64_t num_buffers;
   const int64_t* pairs;  // on the host
   int64_t num_pairs;
@@ -18,5 +18,8 @@ struct SparkKvFork {
 
 extern "C" void spark_cpu_kv_fork(const SparkKvFork* args);
 
-// `stream` is a cudaStream_t. Returns a cudaError_t.
-extern "C" int spark_cuda_kv_fork(const SparkKvFork* args, void* stream);
+// `on_device` holds the same addresses as `buffers`, on the device; `stream` is a cudaStream_t.
+// Returns a cudaError_t.
+extern "C" int spark_cuda_kv_fork(const SparkKvFork* args, void* const* on_device, void* stream);
+// Copies from the host, which may be changed as soon as this returns. Returns a cudaError_t.
+extern "C" int spark_cuda_upload(void* to, const void* from, int64_t bytes, void* stream);

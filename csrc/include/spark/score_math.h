@@ -69,16 +69,13 @@ SPARK_HOST_DEVICE inline float exp2_coefficient(int i) {
 SPARK_HOST_DEVICE inline uint64_t fixed(float weight) { return uint64_t(weight * 0x1p44f); }
 SPARK_HOST_DEVICE inline uint64_t fixed(double mass) { return uint64_t(mass * 0x1p44 + 0.5); }
 
-// Logits as powers of two: y = (x - max) * factor, never above 0.
-struct Scale {
-  float factor;
-  double nats;  // one unit of y in nats; not quite ln 2, because the factor was rounded
+// Logits as powers of two: y = (x - max) * factor, never above 0. One unit of y is scale / factor
+// in nats, not quite ln 2, because the factor is rounded.
+SPARK_HOST_DEVICE inline float factor_of(double scale) {
+  return static_cast<float>(scale * 1.44269504088896340736);
+}
 
-  SPARK_HOST_DEVICE explicit Scale(double scale)
-      : factor(static_cast<float>(scale * 1.44269504088896340736)), nats(scale / double(factor)) {}
-};
-
-// Over a run of logits, with y in nats: sums of e^y, y e^y and y^2 e^y.
+// Over a run of logits: sums of 2^y, y 2^y and y^2 2^y.
 struct Sums {
   float s = 0.0f, t = 0.0f, q = 0.0f;
 };
@@ -92,13 +89,15 @@ struct Chunk {
   float allowed_mass = 0.0f;  // tempered, over the allowed tokens
 };
 
-// Sums of a whole row, relative to its largest logit.
+// Sums of a whole row in nats, relative to its largest logit.
 struct Total {
   double s = 0.0, t = 0.0, q = 0.0;
 
-  // Adds a chunk whose own largest logit weighs `a` = e^d, d <= 0, of the row's.
-  SPARK_HOST_DEVICE void add(const Sums& chunk, double d, double a) {
-    const double s1 = chunk.s, t1 = chunk.t, q1 = chunk.q;
+  // Adds a chunk whose own largest logit weighs `a` = e^(scale d), d <= 0, of the row's.
+  SPARK_HOST_DEVICE void add(const Sums& chunk, double scale, double d, double a) {
+    const double nats = scale / double(factor_of(scale));
+    const double s1 = chunk.s, t1 = nats * chunk.t, q1 = nats * nats * chunk.q;
+    d *= scale;
     s += a * s1;
     t += a * (t1 + d * s1);
     q += a * (q1 + 2.0 * d * t1 + d * d * s1);
@@ -122,10 +121,10 @@ SPARK_HOST_DEVICE inline double merge(const Chunk& part, double max, double scal
                                       Total& hot) {
   if (!(part.plain.s > 0.0f)) return 0.0;
   const double d = double(part.max) - max, a = exp_of(d);
-  plain.add(part.plain, d, a);
+  plain.add(part.plain, 1.0, d, a);
   if (scale == 1.0) return a * part.plain.s;
   const double hot_a = exp_of(scale * d);
-  hot.add(part.hot, scale * d, hot_a);
+  hot.add(part.hot, scale, d, hot_a);
   return hot_a * part.hot.s;
 }
 
