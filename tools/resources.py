@@ -27,7 +27,7 @@ ARCHITECTURES = ("80", "90a", "100")
 COLLECTORS = ("tools.cuda_cubins", "tools.triton_cubins")
 
 USAGE = re.compile(r"Function (.+?): +REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
-ACCESS = re.compile(r"\b(LDG|STG|LDL|STL|LDGSTS)((?:\.\w+)*)")
+ACCESS = re.compile(r"\b(LDGSTS|LDG|STG|LDL|STL)\b((?:\.\w+)*)")
 
 
 @dataclass(frozen=True)

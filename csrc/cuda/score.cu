@@ -18,11 +18,10 @@ __global__ void __launch_bounds__(kChunksPerBlock<T>* kWarp)
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int c = blockIdx.x % blocks * kChunksPerBlock<T> + warp;
   if (c >= chunks) return;
-  const Row row(args, r);
-  if (!row.valid) return;
   const Logits<T> logits(args, r);
   const Chunk out =
-      Held<T>(logits, c, space[warp], lane).measure(row, args.entropy_tempered != nullptr);
+      Held<T>(logits, c, space[warp], lane)
+          .measure(scale_of(temperature_of(args, r)), args.entropy_tempered != nullptr);
   if (lane == 0) parts[r * chunks + c] = out;
 }
 

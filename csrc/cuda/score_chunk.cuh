@@ -12,6 +12,17 @@ namespace {
 constexpr int kWarp = 32;
 constexpr unsigned kAll = 0xffffffffu;
 
+// The larger, or NaN where either is.
+__device__ inline float larger(float a, float b) {
+#ifdef __CUDA_ARCH__
+  float out;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
+  return out;
+#else
+  return std::isnan(a) || a > b ? a : b;
+#endif
+}
+
 // Sixteen bytes of logits.
 template <typename T>
 struct alignas(16) Piece {
@@ -35,6 +46,27 @@ __device__ inline float Piece<Bf16>::operator[](int i) const {
 template <>
 __device__ inline float Piece<Half>::operator[](int i) const {
   return widened(Half{static_cast<uint16_t>(word[i / 2] >> (16 * (i % 2)))});
+}
+
+// The larger of each two tokens, or NaN where either is; a word holds one or two of them.
+template <typename T>
+__device__ inline uint32_t larger_words(uint32_t a, uint32_t b) {
+#ifdef __CUDA_ARCH__
+  uint32_t out;
+  if (std::is_same_v<T, float>) asm("max.NaN.f32 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b));
+  if (std::is_same_v<T, Bf16>) asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b));
+  if (std::is_same_v<T, Half>) asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b));
+  return out;
+#else
+  constexpr int kInOne = Piece<T>::kTokens / 4, kBits = 32 / kInOne;
+  const Piece<T> x{{a}}, y{{b}};
+  uint32_t out = 0;
+  for (int i = 0; i < kInOne; ++i) {
+    const bool first = std::isnan(x[i]) || x[i] > y[i];
+    out |= ((first ? a : b) >> (kBits * i) & (~0u >> (32 - kBits))) << (kBits * i);
+  }
+  return out;
+#endif
 }
 
 template <typename T>
@@ -103,17 +135,6 @@ __device__ inline float power_of(float x, float max, float factor) {
   return fmaxf(kFloor, factor * (x - max));
 }
 
-// The larger, or NaN where either is.
-__device__ inline float larger(float a, float b) {
-#ifdef __CUDA_ARCH__
-  float out;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
-  return out;
-#else
-  return std::isnan(a) || a > b ? a : b;
-#endif
-}
-
 template <typename V>
 __device__ inline V from_other(V value, int bit) {
   return __shfl_xor_sync(kAll, value, bit);
@@ -156,13 +177,13 @@ struct Held {
 
   __device__ Held(const Logits<T>& logits, int64_t chunk, Piece<T>* space, int thread)
       : row(logits), start(chunk * kChunk), pieces(space), lane(thread) {
-    for (int p = lane; p < kPieces; p += kWarp) {
-      const int64_t token = start + p * kTokens;
-      if (row.aligned() && token + kTokens <= row.vocab) {
-        copy_ahead(pieces + p, row.x + token);
-      } else {
-        pieces[p] = row.load(token);
-      }
+    if (row.aligned() && start + kChunk <= row.vocab) {
+#pragma unroll
+      for (int p = lane; p < kPieces; p += kWarp)
+        copy_ahead(pieces + p, row.x + start + p * kTokens);
+    } else {
+#pragma unroll 1
+      for (int p = lane; p < kPieces; p += kWarp) pieces[p] = row.load(start + p * kTokens);
     }
     wait_for_copies();
   }
@@ -185,10 +206,22 @@ struct Held {
     }
   }
 
-  template <bool kMasked>
   __device__ float largest() const {
+    Piece<T> most = pieces[lane];
+#pragma unroll 1
+    for (int p = lane + kWarp; p < kPieces; p += kWarp) {
+      const Piece<T> piece = pieces[p];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) most.word[i] = larger_words<T>(most.word[i], piece.word[i]);
+    }
+    float m = most[0];
+#pragma unroll
+    for (int i = 1; i < kTokens; ++i) m = larger(m, most[i]);
+    return largest_of_warp(m);
+  }
+  __device__ float largest_allowed() const {
     float m = -kInf;
-    each<kMasked>([&](float x, int) { m = larger(m, x); });
+    each<true>([&](float x, int) { m = larger(m, x); });
     return largest_of_warp(m);
   }
 
@@ -249,18 +282,18 @@ struct Held {
     return v[0];
   }
 
-  __device__ Chunk measure(const Row& wanted, bool moments) const {
+  __device__ Chunk measure(double scale, bool moments) const {
     Chunk out;
-    out.max = out.allowed_max = largest<false>();
+    out.max = out.allowed_max = largest();
     // nothing but -inf, or an invalid row
     if (!(out.max > -kInf && out.max < kInf)) return out;
     out.plain = sums<true, false>(out.max, factor_of(1.0));
-    const float factor = factor_of(wanted.scale);
-    if (wanted.tempered()) {
+    const float factor = factor_of(scale);
+    if (scale != 1.0) {
       out.hot = moments ? sums<true, false>(out.max, factor) : sums<false, false>(out.max, factor);
     }
     if (row.words != nullptr) {
-      out.allowed_max = largest<true>();
+      out.allowed_max = largest_allowed();
       if (out.allowed_max == -kInf) return out;
       out.allowed_mass = sums<false, true>(out.allowed_max, factor).s;
     }

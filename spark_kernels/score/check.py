@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from spark_kernels.score.op import Scores
 
 SMALLEST_TEMPERATURE = 1e-5
+MOST_TOKENS = 2**20 - 1
 
 
 def check(
@@ -29,6 +30,8 @@ def check(
     """Raise ValueError for the first argument of `score` that does not fit."""
     if logits.dim() != 2 or logits.shape[1] == 0:
         raise ValueError(f"logits has shape {list(logits.shape)}: pass [B, V] with V > 0")
+    if logits.shape[1] > MOST_TOKENS:
+        raise ValueError(f"logits has V = {logits.shape[1]}: at most {MOST_TOKENS} are supported")
     if logits.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"logits is {logits.dtype}: pass float32, bfloat16 or float16")
     if logits.stride(1) != 1 and logits.shape[1] > 1:

@@ -56,7 +56,8 @@ def score(
     """Sample (or take) one token per row and score it, reading the logits once.
 
     Args:
-        logits: [B, V], float32 or bfloat16, unit stride along V; the row stride may exceed V.
+        logits: [B, V], float32, bfloat16 or float16, V < 2**20, unit stride along V; the row
+            stride may exceed V.
         temperature: float32 [B], 0 = greedy (top-k 1 at temperature 1). None = 1.
         top_k: int32 [B], 0 = off. top_p: float32 [B] in (0, 1], 1 = off. min_p: float32 [B] in
             [0, 1], relative to the most likely token, 0 = off. They are judged on the tempered
@@ -73,7 +74,9 @@ def score(
     rows are unaffected.
 
     Raises:
-        ValueError: a wrong shape, dtype or value; the message names the field and the remedy.
+        ValueError: a wrong shape, dtype or value; the message names the field and the remedy. On
+            CUDA values are not looked at, so that the host does not wait: a row with one out of
+            range gives token -1 and NaN scores.
     """
     if seed is None:
         seed = torch.randint(2**63 - 1, logits.shape[:1], device=logits.device)

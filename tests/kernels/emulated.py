@@ -1,4 +1,4 @@
-"""The CUDA kernels as CPU code: compiled by g++ against emulator/cuda_runtime.h and loaded as ops."""
+"""The CUDA kernels as CPU code: compiled by g++ against emulator/ and loaded as operators."""
 
 from __future__ import annotations
 
@@ -9,10 +9,24 @@ import subprocess
 from pathlib import Path
 
 import torch
+from torch import Tensor
+
+from spark_kernels import Scores
+from spark_kernels.score import op
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent / "emulator"
 FLAGS = ("-std=c++20", "-O2", "-ffp-contract=off", "-fPIC", "-shared", "-Wno-unknown-pragmas")
+ARGUMENTS = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "allowed",
+    "seed",
+    "position",
+    "tokens",
+)
 
 
 @functools.cache
@@ -42,3 +56,19 @@ def compile_to(target: Path, sources: list[Path]) -> None:
     done = subprocess.run([*command, "-o", str(part)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     part.rename(target)
+
+
+def score(logits: Tensor, tempered_entropy: bool = True, **inputs: Tensor) -> Scores:
+    """Return what the CUDA kernels make of arguments as `spark_kernels.score` takes them."""
+    library()
+    out = op._allocate(logits, tempered_entropy)
+    given = [inputs.pop(name, None) for name in ARGUMENTS]
+    assert not inputs, inputs
+    torch.ops.spark_emulator.score(logits, *given, *out)
+    return out
+
+
+def kv_fork(buffers: list[Tensor], pairs: Tensor, layout: str = "HND") -> None:
+    """Copy with the CUDA kernel; pairs of one source next to each other."""
+    library()
+    torch.ops.spark_emulator.kv_fork(buffers, pairs, layout == "NHD")

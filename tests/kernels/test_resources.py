@@ -35,7 +35,12 @@ def test_the_table_has_every_kernel_on_every_architecture() -> None:
 
 
 # kernel -> least number of 16-byte loads, and of 16-byte stores
-WIDE = {r"kv_fork: fork_blocks<uint4>": (1, 1)}
+WIDE = {
+    r"kv_fork: fork_blocks<uint4>": (1, 1),
+    # logits go from global to shared memory, past the registers
+    r"score: measure<.*>": (1, 0),
+    r"score: finish<.*>": (1, 0),
+}
 
 
 @pytest.mark.parametrize("pattern", WIDE)

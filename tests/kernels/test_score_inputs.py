@@ -28,6 +28,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"logits": torch.zeros(VOCAB)}, r"logits has shape \[70\]: pass \[B, V\]"),
     ({"logits": torch.zeros(ROWS, 0)}, "V > 0"),
     ({"logits": torch.zeros(ROWS, VOCAB, dtype=torch.float64)}, "logits is torch.float64"),
+    ({"logits": torch.zeros(1, 2**20)}, "logits has V = 1048576: at most 1048575"),
     ({"logits": torch.zeros(VOCAB, ROWS).t()}, r"stride 3 along V: call \.contiguous"),
     ({"temperature": floats(1, -0.5, 1)}, r"temperature\[1\] = -0.5: use 0 for greedy"),
     ({"temperature": floats(1, 1, float("nan"))}, r"temperature\[2\] = nan"),

@@ -142,15 +142,23 @@ SPARK_HOST_DEVICE inline float log_probability(double v) {
   return static_cast<float>(std::fmin(v, 0.0));
 }
 
+SPARK_HOST_DEVICE inline float temperature_of(const SparkScore& a, int64_t r) {
+  return a.temperature == nullptr ? 1.0f : a.temperature[r];
+}
+// 1 / temperature; greedy rows are scored at temperature 1.
+SPARK_HOST_DEVICE inline double scale_of(float temperature) {
+  return temperature == 1.0f || temperature == 0.0f ? 1.0 : 1.0 / double(temperature);
+}
+
 // Everything about one row that its chunks have in common.
 struct Row {
   bool valid, greedy;
   double scale;  // 1 / temperature
 
   SPARK_HOST_DEVICE Row(const SparkScore& a, int64_t r) {
-    const float t = a.temperature == nullptr ? 1.0f : a.temperature[r];
+    const float t = temperature_of(a, r);
     greedy = t == 0.0f;
-    scale = greedy ? 1.0 : 1.0 / double(t);
+    scale = scale_of(t);
     // below this 1 / temperature would leave the range in which the sums are exact
     valid = (greedy || (t >= 1e-5f && !std::isinf(t))) && (a.top_k == nullptr || a.top_k[r] >= 0) &&
             (a.top_p == nullptr || (a.top_p[r] > 0.0f && a.top_p[r] <= 1.0f)) &&
