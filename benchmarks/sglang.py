@@ -18,7 +18,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.engine import VOCAB
 from benchmarks.harness import Case, Timing
+from benchmarks.served import server, trees
+from benchmarks.vllm import save_tokenizer, saved
 
 SHAPE = {
     "vocab_size": 8192,
@@ -263,4 +266,21 @@ def run(quick: bool = False) -> list[Case]:
             cases += throughput_cases(engines, rounds + 2, 16 if quick else 48)
             for engine in engines.values():
                 engine.engine.shutdown()
+        cases += whole_trees(Path(folder), quick)
     return cases
+
+
+def whole_trees(folder: Path, quick: bool) -> list[Case]:
+    """Time trees on SGLang's own server, branching inside it or in the client."""
+    model = saved(folder, "1M")
+    save_tokenizer(model)
+    served = {name: value for name, value in SETTINGS.items() if not isinstance(value, bool)}
+    flags = [word for name, value in served.items() for word in (f"--{dashed(name)}", str(value))]
+    flags += ["--sleep-on-idle", "--skip-server-warmup", "--page-size", "16"]
+    with server(model, "--engine", "sglang", *flags) as url:
+        return trees(url, VOCAB, quick)
+
+
+def dashed(name: str) -> str:
+    """Return an argument's name as a flag's."""
+    return name.replace("_", "-")

@@ -4,5 +4,9 @@ from spark.registry import Registry
 
 ENGINES = Registry(
     "engine",
-    {"local": "spark.engines.local:LocalEngine", "http": "spark.engines.http:HTTPEngine"},
+    {
+        "local": "spark.engines.local:LocalEngine",
+        "http": "spark.engines.http:HTTPEngine",
+        "sglang": "spark.engines.sglang.client:SGLangEngine",
+    },
 )

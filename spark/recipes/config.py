@@ -137,8 +137,12 @@ class Recipe:
     """Generated tokens after which an arm stops; None = only seconds count."""
     budget_seconds: float | None = None
     """Seconds of rollout and training after which an arm stops; None = only tokens count."""
+    engine: str = "local"
+    """Where the policy runs: "local" = in this process; "vllm", "sglang" = a server at `url`."""
+    url: str | None = None
+    """Where a server listens that serves this policy, e.g. http://localhost:8000."""
     kv_blocks: int = 8192
-    """Blocks of the engine's KV cache, 16 tokens each."""
+    """Blocks of the local engine's KV cache, 16 tokens each."""
     model: ModelConfig = field(default_factory=ModelConfig)
     env: EnvConfig = field(default_factory=EnvConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
@@ -151,6 +155,11 @@ class Recipe:
             METHODS[arm]
         if self.budget_tokens is None and self.budget_seconds is None:
             raise ValueError("budget_tokens=None needs budget_seconds: an arm must end")
+        if (self.engine == "local") != (self.url is None):
+            raise ValueError(
+                f"engine={self.engine!r} and url={self.url!r}: a server's engine needs its url, "
+                "the local one takes none"
+            )
 
     def arm(self, name: str) -> Recipe:
         """Return the recipe of one arm."""

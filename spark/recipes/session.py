@@ -7,15 +7,18 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import TracebackType
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spark.core import Tree
+from spark.engines import ENGINES
 from spark.engines.local import LocalEngine
 from spark.envs import ENVS
 from spark.envs.base import EnvSource
 from spark.recipes.config import EnvConfig, Recipe
+from spark.recipes.policy import full_state
 from spark.rollout.chat import Chat
 from spark.rollout.config import RolloutConfig
 from spark.rollout.driver import Event, rollout
@@ -40,17 +43,24 @@ class Session:
     def __init__(
         self, recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ) -> None:
-        """The engine gets a copy of `model`; `publish` brings it up to date."""
+        """The engine gets a copy of `model`; `publish` brings it up to date.
+
+        Raises ValueError for an unknown engine, or a server that is none of Spark's.
+        """
         self.recipe = recipe
         self.source = make_source(recipe.env)
         self.chat = Chat(tokenizer, template=recipe.model.template)
-        self.engine = LocalEngine(
-            copy.deepcopy(model),
-            num_blocks=recipe.kv_blocks,
-            dtype=getattr(torch, recipe.model.dtype),
-            tokenizer=tokenizer,
-        )
         self._runner = asyncio.Runner()
+        if recipe.engine == "local":
+            self.engine: Any = LocalEngine(
+                copy.deepcopy(model),
+                num_blocks=recipe.kv_blocks,
+                dtype=getattr(torch, recipe.model.dtype),
+                tokenizer=tokenizer,
+            )
+        else:
+            self.engine = ENGINES[recipe.engine](recipe.url)
+            self.publish(full_state(model), 0)
 
     def __enter__(self) -> Session:
         return self

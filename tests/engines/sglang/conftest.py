@@ -18,6 +18,7 @@ except PackageNotFoundError:
     collect_ignore_glob = ["test_*.py"]
 else:
     from offline import Offline, save_model
+    from served import SERVE, Server, served
 
 
 @pytest.fixture(scope="session")
@@ -47,3 +48,23 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Offline]:
     found: Offline = request.getfixturevalue(request.param)
     yield found
     found.check_clean()
+
+
+@pytest.fixture(scope="session")
+def server(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Started by our command, 16 tokens a page."""
+    log = tmp_path_factory.mktemp("server") / "log"
+    more = {"page-size": 16, "chat_template": "append_only"}
+    with served(models["qwen3"], log, [*SERVE, "--engine", "sglang"], **more) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def small(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Started by SGLang's command, with little memory and low limits."""
+    log = tmp_path_factory.mktemp("small") / "log"
+    limits = {"branching_max_leaves": 16, "branching_max_running_leaves": 48}
+    limits |= {"branching_max_body_bytes": 100_000, "branching_idle_seconds": 2}
+    more = {**limits, "max_total_tokens": 2048, "page_size": 16, "enable_metrics": True}
+    with served(models["qwen3"], log, **more) as found:
+        yield found

@@ -37,7 +37,9 @@ def free_port() -> int:
 def flags(port: int, **more: object) -> list[str]:
     """Return the command line's flags; True = a flag without a value."""
     found = ["--sleep-on-idle", "--skip-server-warmup", "--port", str(port)]
-    named = {name.replace("_", "-"): value for name, value in more.items()}
+    # flags of our own command are written with an underscore
+    ours = {"chat_template"}
+    named = {n if n in ours else n.replace("_", "-"): value for n, value in more.items()}
     for name, value in {**FLAGS, **named}.items():
         found += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     return found

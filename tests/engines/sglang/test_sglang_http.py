@@ -5,26 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 from http_behaviour import BEHAVIOUR, Subject
 from http_client import Client
 from offline import CONTEXT
-from served import SERVE, Server, served
+from served import Server
 from tiny_models import VOCAB, greedy, prompt, tokenizer
 
 pytestmark = pytest.mark.sglang
-
-
-@pytest.fixture(scope="module")
-def server(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    log = tmp_path_factory.mktemp("server") / "log"
-    how = [*SERVE, "--engine", "sglang"]
-    more = {"page-size": 16, "branching-chat-template": "append_only"}
-    with served(models["qwen3"], log, how, **more) as found:
-        yield found
 
 
 @pytest.mark.parametrize("check", BEHAVIOUR, ids=lambda check: check.__name__)
