@@ -2,16 +2,19 @@
 
 from spark_kernels._C import BlockPool, OutOfBlocks, Plan
 from spark_kernels._load import active
+from spark_kernels.head_loss import HeadLoss, head_loss
 from spark_kernels.kv_fork import kv_fork
 from spark_kernels.score import Scores, score
 from spark_kernels.tree_attention import tree_attention
 
 __all__ = [
     "BlockPool",
+    "HeadLoss",
     "OutOfBlocks",
     "Plan",
     "Scores",
     "active",
+    "head_loss",
     "kv_fork",
     "score",
     "tree_attention",
