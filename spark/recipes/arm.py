@@ -185,7 +185,7 @@ class ArmRun:
         return {
             "row": row,
             "total": total,
-            "old": trainer.frozen_logprobs(row),
+            "old": trainer.logprobs(row),
             "reference": self._reference_logprobs(row),
         }
 
@@ -205,13 +205,20 @@ class ArmRun:
         if not self.recipe.train.loss.kl:
             return None
         if self._reference is not None:
-            return self._trainer.frozen_logprobs(row, self._reference)
+            return self._trainer.logprobs(row, self._reference)
         with self.model.disable_adapter():
-            return self._trainer.frozen_logprobs(row)
+            return self._trainer.logprobs(row)
 
-    def _loss(self, logprobs: Tensor, example: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(
+        self, logprobs: Tensor, example: dict[str, Any], part: slice
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        reference = example["reference"]
         loss, logs = policy_loss(
-            logprobs, example["old"], example["reference"], example["row"], self.recipe.train.loss
+            logprobs,
+            example["old"][part],
+            None if reference is None else reference[part],
+            example["row"].part(part),
+            self.recipe.train.loss,
         )
         return loss / example["total"], logs
 

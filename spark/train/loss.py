@@ -29,6 +29,8 @@ def policy_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the summed loss of a row, and what to log (sums over its N trained tokens).
 
+    It is a sum over tokens, so the loss of a row is that of its parts (`Row.part`) added up.
+
     Args:
         logprobs: [N], of the policy being trained.
         old: [N], of the same network when the trees were sampled.

@@ -51,7 +51,7 @@ class Row:
     allowed_token: Tensor
     """int64 [K], the allowed tokens."""
     term_target: Tensor
-    """int64 [M], index into `targets`."""
+    """int64 [M], index into `targets`, ascending."""
     advantage: Tensor
     """float32 [M]."""
     weight: Tensor
@@ -65,6 +65,23 @@ class Row:
             if isinstance(value := getattr(self, item.name), Tensor)
         }
         return replace(self, **moved)
+
+    def part(self, which: slice) -> Row:
+        """Return the row with only `which` of its trained tokens and their terms."""
+        edges = torch.tensor([which.start, which.stop])
+        term = slice(*torch.searchsorted(self.term_target, edges).tolist())
+        some = slice(*torch.searchsorted(self.allowed_target, edges).tolist())
+        return replace(
+            self,
+            targets=self.targets[which],
+            pred=self.pred[which],
+            behaviour=self.behaviour[which],
+            allowed_target=self.allowed_target[some] - which.start,
+            allowed_token=self.allowed_token[some],
+            term_target=self.term_target[term] - which.start,
+            advantage=self.advantage[term],
+            weight=self.weight[term],
+        )
 
     def mask(self) -> Tensor:
         """Return who sees whom as bool [T, T]."""

@@ -1,91 +1,61 @@
-"""Log-probabilities of the trained tokens of a packed row."""
+"""Scores of the trained tokens of a packed row, and a loss of them."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from spark.train.pack import Row
-
-CHUNK = 4096
-"""Trained tokens whose logits exist at the same time."""
+from spark_kernels import HeadLoss, head_loss
+from spark_kernels.head_loss import Loss
 
 
 def token_logprobs(model: PreTrainedModel, row: Row, temperature: float = 1.0) -> Tensor:
-    """Return the log-probability of every trained token of `row` as float32 [N].
+    """Return the log-probability of every trained token of `row` as float32 [N], without a graph.
 
     It is that of the constrained draw: normalised over the tokens allowed there, at
     `temperature`. `model` must have been given to `use_tree_attention`.
     """
-    decoder, head = model.get_decoder(), model.get_output_embeddings()
-    hidden = decoder(
-        input_ids=row.tokens[None],
-        position_ids=row.positions[None],
-        use_cache=False,
-        tree=row,
-    ).last_hidden_state[0]
-    softcap = getattr(model.config, "final_logit_softcapping", None)
-    tokens = row.tokens[row.targets]
-    bounds = torch.searchsorted(
-        row.allowed_target, torch.arange(0, len(tokens) + CHUNK, CHUNK, device=tokens.device)
-    )
-    chunks = []
-    for number, first in enumerate(range(0, len(tokens), CHUNK)):
-        allowed = slice(int(bounds[number]), int(bounds[number + 1]))
-
-        # recomputed in the backward pass, so that logits exist one chunk at a time
-        chunks.append(
-            checkpoint(
-                _chunk_logprobs,
-                head,
-                hidden[row.pred[first : first + CHUNK]],
-                tokens[first : first + CHUNK],
-                row.allowed_target[allowed] - first,
-                row.allowed_token[allowed],
-                temperature,
-                softcap,
-                use_reentrant=False,
-            )
-        )
-    return torch.cat(chunks) if chunks else hidden.new_zeros(0, dtype=torch.float32)
+    with torch.no_grad():
+        return _scores(model, row, None, temperature).logprob
 
 
-def _chunk_logprobs(
-    head: torch.nn.Module,
-    hidden: Tensor,
-    tokens: Tensor,
-    allowed_target: Tensor,
-    allowed_token: Tensor,
-    temperature: float,
-    softcap: float | None,
-) -> Tensor:
-    """Return the log-probability of `tokens` [C] predicted from `hidden` [C, H]."""
-    logits = head(hidden).float()
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    logits = logits / temperature
-    chosen = logits.gather(1, tokens[:, None])[:, 0]
-    return chosen - log_normaliser(logits, allowed_target, allowed_token)
+def token_loss(model: PreTrainedModel, row: Row, loss: Loss, temperature: float = 1.0) -> Tensor:
+    """Return the sum of `loss` over the trained tokens of `row`, differentiable.
 
-
-def log_normaliser(logits: Tensor, allowed_target: Tensor, allowed_token: Tensor) -> Tensor:
-    """Return the log-sum-exp of every row of `logits` [C, V] over its allowed tokens, as [C].
-
-    A row without an entry in `allowed_target` (int64 [K], ascending) is normalised over all V.
+    Args:
+        model: as above.
+        row: the packed row, on the CPU.
+        loss: takes log-probabilities and entropies [C], of the constrained draw, and which of the
+            N tokens they are; returns their share.
+        temperature: of the draw.
     """
-    whole = logits.logsumexp(1)
-    if not len(allowed_target):
-        return whole
-    values = logits[allowed_target, allowed_token]
-    peak = torch.full_like(whole, float("-inf")).scatter_reduce(
-        0, allowed_target, values.detach(), "amax"
+    return _scores(model, row, loss, temperature).loss
+
+
+def _scores(model: PreTrainedModel, row: Row, loss: Loss | None, temperature: float) -> HeadLoss:
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or head.bias is not None:
+        raise ValueError(
+            f"the LM head must be a linear layer without bias, got {type(head).__name__}: "
+            "leave it out of the LoRA targets"
+        )
+    moved = row.to(head.weight.device)
+    hidden = model.get_decoder()(
+        input_ids=moved.tokens[None],
+        position_ids=moved.positions[None],
+        use_cache=False,
+        tree=moved,
+    ).last_hidden_state[0]
+    return head_loss(
+        hidden,
+        head.weight,
+        moved.pred,
+        moved.tokens[moved.targets],
+        loss,
+        temperature=temperature,
+        softcap=getattr(model.config, "final_logit_softcapping", None) or 0.0,
+        # cut where the row lies: on the CPU nobody waits for the device
+        allowed=(row.allowed_target, row.allowed_token) if len(row.allowed_target) else None,
     )
-    limited = torch.zeros_like(whole, dtype=torch.bool).index_fill(0, allowed_target, True)
-    peak = peak.where(limited, 0.0)
-    total = torch.zeros_like(whole).index_add(
-        0, allowed_target, (values - peak[allowed_target]).exp()
-    )
-    # the unused branch of `where` still gets a gradient: keep it finite
-    return torch.where(limited, total.where(limited, 1.0).log() + peak, whole)

@@ -57,10 +57,13 @@ def fit(
     """
     rows = _endless(demonstrations, config.batch_tokens, seed)
 
-    def likelihood(logprobs: Tensor, example: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the weighted mean of the negative log-likelihood."""
-        row: Row = example["row"].to(logprobs.device)
-        loss = -(row.weight * logprobs[row.term_target]).sum() / row.weight.sum()
+    def likelihood(
+        logprobs: Tensor, example: dict[str, Any], part: slice
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return a share of the weighted mean of the negative log-likelihood."""
+        whole: Row = example["row"]
+        row = whole.part(part).to(logprobs.device)
+        loss = -(row.weight * logprobs[row.term_target]).sum() / float(whole.weight.sum())
         return loss, {}
 
     trainer = TreeTrainer(

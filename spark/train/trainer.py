@@ -20,12 +20,13 @@ from transformers import (
 
 from spark.train.attention import use_tree_attention
 from spark.train.pack import Row
-from spark.train.policy import token_logprobs
+from spark.train.policy import token_logprobs, token_loss
 
 Batches = Callable[[int], Sequence[dict[str, Any]]]
 """Optimiser step -> its examples; each has "row" and whatever else the loss looks at."""
-Loss = Callable[[Tensor, dict[str, Any]], tuple[Tensor, dict[str, Tensor]]]
-"""(log-probabilities [N], example) -> (the example's share of the step's loss, sums to log)."""
+Loss = Callable[[Tensor, dict[str, Any], slice], tuple[Tensor, dict[str, Tensor]]]
+"""(log-probabilities [C], example, which of its trained tokens they are) -> (their share of the
+step's loss, sums to log)."""
 
 OnStep = Callable[[int, float, dict[str, float]], None]
 """Called before every optimiser step with its number, loss and summed logs."""
@@ -88,27 +89,34 @@ class TreeTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Tensor:
         """Return the loss of one row. Raises TrainingError when it is not finite."""
-        logprobs = self.logprobs(inputs["row"])
-        loss, logs = self._loss(logprobs, inputs)
+        sums: dict[str, Tensor] = {}
+
+        def share(logprob: Tensor, entropy: Tensor, part: slice) -> Tensor:
+            value, logs = self._loss(logprob, inputs, part)
+            for name, more in logs.items():
+                sums[name] = sums.get(name, 0.0) + more
+            return value
+
+        assert self.model is not None
+        loss = token_loss(base_model(self.model), inputs["row"], share, self._temperature)
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss.item()} at step {self.state.global_step}; the checkpoints "
                 f"in {self.args.output_dir} are intact: resume with a lower learning rate"
             )
-        for name, value in logs.items():
+        for name, value in sums.items():
             self._sums[name] = self._sums.get(name, 0.0) + value.item()
         return loss
 
     def logprobs(self, row: Row, model: nn.Module | None = None) -> Tensor:
-        """Return the log-probabilities of the trained tokens of `row` under `model` (or ours)."""
+        """Return the log-probabilities of the trained tokens of `row` under `model` (or ours).
+
+        Without a graph, at the precision of training.
+        """
         network = self.model if model is None else model
         assert network is not None
-        return token_logprobs(base_model(network), row.to(self.args.device), self._temperature)
-
-    def frozen_logprobs(self, row: Row, model: nn.Module | None = None) -> Tensor:
-        """Return the same without a graph, at the precision of training."""
-        with torch.no_grad(), self.compute_loss_context_manager():
-            return self.logprobs(row, model)
+        with self.compute_loss_context_manager():
+            return token_logprobs(base_model(network), row, self._temperature)
 
 
 @contextmanager

@@ -90,7 +90,9 @@ def head_loss(
         dtype=dtype,
         wide=wide,
     )
-    return HeadLoss(*cast(tuple[Tensor, ...], _HeadLoss.apply(hidden, weight, work)))
+    # the products are in `dtype` already and the rest is wider
+    with torch.autocast(device, enabled=False):
+        return HeadLoss(*cast(tuple[Tensor, ...], _HeadLoss.apply(hidden, weight, work)))
 
 
 @dataclass
