@@ -67,6 +67,30 @@ def tree_attention() -> Iterator[Build]:
         yield Build(name, tree_attention_kernel, types, aligned, how, options)
 
 
+def head_loss() -> Iterator[Build]:
+    """Yield both kernels for each dtype of the products, and with a soft cap."""
+    from spark_kernels.head_loss.launch import GRADIENT, STATISTICS
+    from spark_kernels.head_loss.triton import gradient_kernel, statistics_kernel
+
+    for kernel, how in ((statistics_kernel, STATISTICS), (gradient_kernel, GRADIENT)):
+        for dtype, softcap in ((torch.bfloat16, 0.0), (torch.bfloat16, 30.0), (torch.float32, 0.0)):
+            types = dict.fromkeys(kernel.arg_names, "*fp32")
+            types |= {"logits": f"*{TYPES[dtype]}", "tokens": "*i64", "vocab": "i32"}
+            types |= {"stride": "i32"}
+            options = dict(how)
+            constants = {"SOFTCAP": softcap, "BLOCK": options.pop("BLOCK")}
+            types = {name: kind for name, kind in types.items() if name not in constants}
+            capped = " softcap" if softcap else ""
+            name = f"head_loss {TYPES[dtype]}{capped}"
+            yield Build(name, kernel, types, frozenset(types), constants, options)
+
+
+def builds() -> Iterator[Build]:
+    """Yield every specialisation."""
+    yield from tree_attention()
+    yield from head_loss()
+
+
 def compile_one(build: Build, arch: int, folder: Path) -> Cubin:
     """Compile one specialisation for one architecture."""
     import triton
@@ -83,7 +107,8 @@ def compile_one(build: Build, arch: int, folder: Path) -> Cubin:
     )
     target = GPUTarget("cuda", arch, 32)
     compiled = triton.compile(source, target=target, options=build.options)
-    path = folder / f"{build.name.replace(' ', '_')}_{arch}.cubin"
+    name = f"{build.name} {build.kernel.fn.__name__} {arch}"
+    path = folder / f"{name.replace(' ', '_')}.cubin"
     path.write_bytes(compiled.asm["cubin"])
     return Cubin(build.name, f"sm_{'90a' if arch == 90 else arch}", path)
 
@@ -111,7 +136,7 @@ def cubins(folder: Path) -> Iterator[Cubin]:
 def main() -> None:
     """Compile everything into a folder and print a line each: name, architecture, path."""
     folder = Path(sys.argv[1])
-    jobs = [(b, arch, folder) for b in tree_attention() for arch in ARCHITECTURES]
+    jobs = [(b, arch, folder) for b in builds() for arch in ARCHITECTURES]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for cubin in pool.map(lambda job: compile_one(*job), jobs):
             print(cubin.name, cubin.arch, cubin.path, sep="\t")

@@ -13,7 +13,7 @@ from spark.train.attention import use_tree_attention
 from spark.train.credit import CreditConfig, credit, leaf_returns
 from spark.train.loss import LossConfig, low_variance_kl, policy_loss
 from spark.train.pack import pack
-from spark.train.policy import token_logprobs
+from spark.train.policy import token_logprobs, token_loss
 
 
 def gradients(once_per_leaf: bool, normalise: str, drift: float) -> list[torch.Tensor]:
@@ -25,10 +25,14 @@ def gradients(once_per_leaf: bool, normalise: str, drift: float) -> list[torch.T
     (row,) = pack(trees, [credit(tree, config) for tree in trees], 10_000)
     logprobs = token_logprobs(model, row)
     generator = torch.Generator().manual_seed(1)
-    old = logprobs.detach() + drift * torch.randn(len(logprobs), generator=generator)
-    reference = logprobs.detach() + 0.1
-    loss, _ = policy_loss(logprobs, old, reference, row, LossConfig())
-    (loss / row.weight.sum()).backward()
+    old = logprobs + drift * torch.randn(len(logprobs), generator=generator)
+    reference = logprobs + 0.1
+
+    def share(logprobs: torch.Tensor, entropy: torch.Tensor, part: slice) -> torch.Tensor:
+        inputs = (logprobs, old[part], reference[part], row.part(part), LossConfig())
+        return policy_loss(*inputs)[0] / row.weight.sum()
+
+    token_loss(model, row, share).backward()
     return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,17 @@ from random_trees import random_tree, tiny_model
 
 from spark.recipes.config import LoraConfig
 from spark.recipes.policy import full_state, with_lora
+from spark.train import policy
+from spark.train.attention import use_tree_attention
 from spark.train.credit import CreditConfig, Term, credit
+from spark.train.loss import LossConfig, policy_loss
 from spark.train.muon import MuonAdamW
-from spark.train.pack import pack
-from spark.train.policy import log_normaliser, token_logprobs
+from spark.train.pack import Row, pack
+from spark.train.policy import token_logprobs, token_loss
 from spark.train.sft import SftConfig, fit
 from spark.train.trainer import TrainingError, TreeTrainer, training_arguments
+from spark_kernels.head_loss import HeadLoss, head_loss
+from spark_kernels.head_loss.reference import head_loss_reference
 
 
 def demonstrations() -> list[Any]:
@@ -80,7 +86,7 @@ def test_a_loss_that_is_not_finite_stops_training(tmp_path: Path) -> None:
         tiny_model(),
         training_arguments(tmp_path, steps=3, lr=1e-3, seed=0),
         batches=lambda step: [{"row": row}],
-        loss=lambda logprobs, example: (logprobs.sum() * float("nan"), {}),
+        loss=lambda logprobs, example, part: (logprobs.sum() * float("nan"), {}),
     )
     with pytest.raises(TrainingError, match="loss is nan at step 0"):
         trainer.train()
@@ -94,11 +100,17 @@ def test_rows_of_a_step_accumulate(tmp_path: Path) -> None:
         trees = [random_tree(seed, 10) for seed in range(3)]
         rows = pack(trees, [credit(tree, CreditConfig()) for tree in trees], max_tokens)
         total = sum(float(row.weight.sum()) for row in rows)
+
+        def loss(
+            logprobs: torch.Tensor, example: dict[str, Any], part: slice
+        ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            return -(example["row"].part(part).weight * logprobs).sum() / total, {}
+
         trainer = TreeTrainer(
             model,
             training_arguments(tmp_path, steps=1, lr=0.1, seed=0, optim="sgd", max_grad_norm=0.0),
             batches=lambda step: [{"row": row} for row in rows],
-            loss=lambda lp, example: (-(example["row"].weight * lp).sum() / total, {}),
+            loss=loss,
         )
         trainer.train()
         return model.state_dict()
@@ -127,32 +139,77 @@ def test_published_weights_contain_the_adapters() -> None:
         torch.testing.assert_close(tuned(tokens).logits, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_normaliser_against_a_mask_with_extreme_logits() -> None:
-    logits = torch.tensor([[90.0, -90.0, 3.0], [1.0, 2.0, 3.0], [-200.0, 80.0, 0.0]]).double()
-    logits.requires_grad_(True)
-    target, token = torch.tensor([0, 0, 2]), torch.tensor([1, 2, 0])
-    result = log_normaliser(logits, target, token)
-    expected = torch.stack(
-        [logits[0, 1:].logsumexp(0), logits[1].logsumexp(0), logits[2, :1].logsumexp(0)]
-    )
-    torch.testing.assert_close(result, expected)
-    (gradient,) = torch.autograd.grad(result.sum(), logits)
-    assert gradient.isfinite().all() and gradient[0, 0] == 0
-
-
 def test_logits_exist_one_chunk_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    from spark.train import policy
-    from spark.train.attention import use_tree_attention
+    from spark_kernels.head_loss import op
 
     model = tiny_model()
     use_tree_attention(model)
-    trees = [random_tree(seed, 12) for seed in range(4)]
-    (row,) = pack(trees, [credit(tree, CreditConfig()) for tree in trees], 10_000)
+    (row,) = pack_all(4)
     whole = token_logprobs(model, row)
     sizes: list[int] = []
-    model.get_output_embeddings().register_forward_hook(
-        lambda module, args, output: sizes.append(len(output))
-    )
-    monkeypatch.setattr(policy, "CHUNK", 16)
+
+    def seen(logits: torch.Tensor, *inputs: Any) -> Any:
+        sizes.append(len(logits))
+        return statistics(logits, *inputs)
+
+    statistics = op.statistics
+    monkeypatch.setattr(op, "statistics", seen)
+    monkeypatch.setattr(policy, "head_loss", partial(head_loss, chunk=16))
     torch.testing.assert_close(token_logprobs(model, row), whole, atol=1e-6, rtol=0)
     assert max(sizes) == 16 and len(sizes) == -(-len(row.targets) // 16)
+
+
+def pack_all(count: int) -> list[Row]:
+    trees = [random_tree(seed, 12) for seed in range(count)]
+    return pack(trees, [credit(tree, CreditConfig()) for tree in trees], 10_000)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma2"])
+@pytest.mark.parametrize("chunk", [7, 4096])
+def test_loss_in_chunks_equals_the_loss_of_all_logits(
+    family: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss, logs and every gradient against torch's own, constrained draws included."""
+    model = tiny_model(family=family)
+    use_tree_attention(model)
+    (row,) = pack_all(4)
+    assert len(row.allowed_target) > 20
+    logprobs = token_logprobs(model, row, 0.8)
+    old = logprobs + 0.3 * torch.randn(len(logprobs))
+    reference = logprobs + 0.1 * torch.randn(len(logprobs))
+    logs: dict[str, torch.Tensor] = {}
+
+    def share(logprobs: torch.Tensor, entropy: torch.Tensor, part: slice) -> torch.Tensor:
+        inputs = (logprobs, old[part], reference[part], row.part(part), LossConfig())
+        loss, more = policy_loss(*inputs)
+        logs.update({name: logs.get(name, 0.0) + value for name, value in more.items()})
+        return loss
+
+    monkeypatch.setattr(policy, "head_loss", partial(head_loss, chunk=chunk))
+    loss = token_loss(model, row, share, 0.8)
+    loss.backward()
+    got = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    monkeypatch.setattr(policy, "head_loss", plain)
+    wanted_logs, logs = logs, {}
+    want = token_loss(model, row, share, 0.8)
+    want.backward()
+    torch.testing.assert_close(loss, want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(wanted_logs, logs, rtol=1e-5, atol=1e-5)
+    for name, parameter in model.named_parameters():
+        if name in got:
+            torch.testing.assert_close(got[name], parameter.grad, rtol=1e-5, atol=1e-5)
+    assert got["model.layers.0.self_attn.q_proj.weight"].abs().max() > 1e-4
+
+
+def plain(*inputs: Any, **options: Any) -> HeadLoss:
+    """The whole head at once, gradients by torch."""
+    return HeadLoss(*head_loss_reference(*inputs, **options))
+
+
+def test_an_adapted_head_is_refused() -> None:
+    model = tiny_model()
+    use_tree_attention(model)
+    model.lm_head = torch.nn.Linear(4, 4, bias=True)
+    with pytest.raises(ValueError, match="LM head must be a linear layer without bias"):
+        token_logprobs(model, pack_all(1)[0])
