@@ -39,17 +39,6 @@ class Held:
     busy: bool = False
 
 
-@dataclass(kw_only=True, slots=True)
-class Counters:
-    """The counters that the client keeps itself; see `spark.engines.base.Engine.stats`."""
-
-    generated: int = 0
-    prefilled: int = 0
-    reused: int = 0
-    recomputed: int = 0
-    forks: int = 0
-
-
 class HTTPEngine:
     """The engine protocol against a Spark server; see `spark.engines.base.Engine`.
 
@@ -74,7 +63,8 @@ class HTTPEngine:
         self._wire = Wire(url, patience_s, timeout_s)
         self._held: dict[int, Held] = {}
         self._ids = count()
-        self._counters = Counters()
+        own = ("generated", "prefilled", "reused", "recomputed", "forks")
+        self._counters = dict.fromkeys(own, 0)
         self._server_stats: dict[str, int] = {}
 
     async def __aenter__(self) -> HTTPEngine:
@@ -115,7 +105,8 @@ class HTTPEngine:
     async def fork(self, seq: int, n: int, at: int | None = None) -> list[int]:
         """Return `n` children that share the first `at` tokens (default: all).
 
-        The server forks when they are sampled.
+        The server forks when they are sampled; tokens that it has not seen yet are sent now, so
+        that they are computed once for all.
 
         Raises:
             ValueError: the sequence is unknown or busy, `n` < 1, or `at` outside [1, length].
@@ -126,6 +117,8 @@ class HTTPEngine:
             raise ValueError(f"n must be >= 1, got {n}")
         if not 1 <= length <= len(held.tokens):
             raise ValueError(f"at must be in [1, {len(held.tokens)}], got {at}")
+        if length > held.known:
+            await self._send(held)
         children = [next(self._ids) for _ in range(n)]
         for child in children:
             self._held[child] = Held(
@@ -136,8 +129,8 @@ class HTTPEngine:
                 known=min(held.known, length),
             )
         held.remote.live += n
-        self._counters.forks += n
-        self._counters.reused += n * held.sampled.count(1, 0, length)
+        self._counters["forks"] += n
+        self._counters["reused"] += n * held.sampled.count(1, 0, length)
         return children
 
     async def sample(self, seq: int, params: SamplingParams) -> Sample:
@@ -153,12 +146,7 @@ class HTTPEngine:
         facts = await self._wire.facts()
         if len(held.tokens) == facts["context"]:
             return Sample(finish_reason="context")
-        asked = request_fields(params)
-        held.busy = True
-        try:
-            return self._take(held, await self._continue(held, asked))
-        finally:
-            held.busy = False
+        return self._take(held, await self._continue(held, request_fields(params)))
 
     async def release(self, seq: int) -> None:
         """Drop `seq`; with the last sequence of a tree the server frees it."""
@@ -185,15 +173,8 @@ class HTTPEngine:
 
     def stats(self) -> dict[str, int]:
         """Return the counters; those of blocks and preemptions are the server's, last heard."""
-        own = self._counters
-        return {
-            **{name: self._server_stats.get(name, 0) for name in SERVER_COUNTERS},
-            "generated": own.generated,
-            "prefilled": own.prefilled,
-            "reused": own.reused,
-            "recomputed": own.recomputed,
-            "forks": own.forks,
-        }
+        heard = {name: self._server_stats.get(name, 0) for name in SERVER_COUNTERS}
+        return {**self._counters, **heard}
 
     async def _publish(self, state: Mapping[str, torch.Tensor], version: int) -> None:
         """Send the weights; engines that have routes of their own for it override this."""
@@ -212,22 +193,38 @@ class HTTPEngine:
         held.node = tree["nodes"][-1]["id"]
         return held
 
+    async def _send(self, held: Held) -> None:
+        """Let the server compute the tokens that it does not know yet."""
+        only = {"body": {"max_tokens": 0}, "branching": {"policy": "none"}}
+        answer = await self._continue(held, only)
+        # none are made where the whole sequence has just been sent again
+        for node in answer["branching"]["nodes"]:
+            held.node, held.known = node["id"], len(held.tokens)
+
     async def _continue(self, held: Held, asked: dict[str, Any]) -> dict[str, Any]:
-        """Return the server's answer to one continuation of `held`."""
-        while True:
-            behind = {"tree": held.remote.id, "from": held.node, "fork_at": held.known}
-            fields = {**asked["body"], "prompt": held.tokens[held.known :]}
-            try:
-                return await self._ask(fields, {**behind, **asked["branching"]})
-            except Refused as error:
-                if error.param != "branching.tree":
-                    raise
-            lost, prefilled = held.known, self._counters.prefilled
-            fresh = await self._begin(held.tokens, held.sampled)
-            self._counters.prefilled = prefilled + len(held.tokens) - lost
-            self._counters.recomputed += lost
-            await self._leave(held.remote)
-            held.remote, held.node, held.known = fresh.remote, fresh.node, fresh.known
+        """Return the server's answer to one continuation of `held`; no other call may come in."""
+        held.busy = True
+        try:
+            while True:
+                behind = {"tree": held.remote.id, "from": held.node, "fork_at": held.known}
+                fields = {**asked["body"], "prompt": held.tokens[held.known :]}
+                try:
+                    return await self._ask(fields, {**behind, **asked["branching"]})
+                except Refused as error:
+                    if error.param != "branching.tree":
+                        raise
+                await self._again(held)
+        finally:
+            held.busy = False
+
+    async def _again(self, held: Held) -> None:
+        """Put `held`, whose tree the server has dropped, on a new one."""
+        lost, prefilled = held.known, self._counters["prefilled"]
+        fresh = await self._begin(held.tokens, held.sampled)
+        self._counters["prefilled"] = prefilled + len(held.tokens) - lost
+        self._counters["recomputed"] += lost
+        await self._leave(held.remote)
+        held.remote, held.node, held.known = fresh.remote, fresh.node, fresh.known
 
     async def _ask(self, fields: dict[str, Any], branching: dict[str, Any]) -> dict[str, Any]:
         answer = await self._wire.post("/v1/completions", json={**fields, "branching": branching})
@@ -235,8 +232,8 @@ class HTTPEngine:
         if not tree:
             raise ValueError(f"{self._wire.url} ignores `branching`: it is no Spark server")
         self._server_stats = tree["engine"]
-        self._counters.prefilled += tree["prompt_tokens"]
-        self._counters.recomputed += tree["recomputed_tokens"]
+        self._counters["prefilled"] += tree["prompt_tokens"]
+        self._counters["recomputed"] += tree["recomputed_tokens"]
         return answer
 
     def _take(self, held: Held, answer: dict[str, Any]) -> Sample:
@@ -256,7 +253,7 @@ class HTTPEngine:
         held.tokens.extend(sample.tokens)
         held.sampled.extend(b"\1" * len(sample.tokens))
         held.node, held.known = node["id"], len(held.tokens)
-        self._counters.generated += len(sample.tokens)
+        self._counters["generated"] += len(sample.tokens)
         return sample
 
     async def _leave(self, remote: Remote) -> None:

@@ -42,10 +42,11 @@ def listening(app: FastAPI) -> Iterator[str]:
 
 @contextmanager
 def local_server(
-    family: str = "qwen3", *, blocks: int = 512, app: dict[str, Any] | None = None, **limits: Any
+    *, model: Any = None, blocks: int = 512, app: dict[str, Any] | None = None, **limits: Any
 ) -> Iterator[str]:
     """Serve a tiny random model."""
-    engine = LocalEngine(tiny(family), num_blocks=blocks, block_size=8, tokenizer=tokenizer())
+    model = model or tiny("qwen3")
+    engine = LocalEngine(model, num_blocks=blocks, block_size=8, tokenizer=tokenizer())
     backend = LocalBackend(engine, tokenizer(), "tiny")
     with listening(make_app(backend, Limits(**limits), **app or {})) as url:
         yield url
