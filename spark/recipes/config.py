@@ -9,10 +9,9 @@ from typing import Literal
 from spark.envs.alfworld.scenes import Scenes
 from spark.recipes import METHODS
 from spark.rollout.config import RolloutConfig
+from spark.train.config import LossConfig, SftConfig
 from spark.train.credit import CreditConfig
-from spark.train.loss import LossConfig
 from spark.train.replay import ReplayConfig
-from spark.train.sft import SftConfig
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from spark.envs.alfworld.scenes import Scenes
 from spark.recipes.config import ColdStartConfig, EnvConfig, EvalConfig, Recipe, TrainConfig
 from spark.rollout.config import RolloutConfig
-from spark.train.sft import SftConfig
+from spark.train.config import SftConfig
 
 SCENES = Scenes(
     rooms=("Bedroom", "Bathroom"),

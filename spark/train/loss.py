@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from spark.train.config import LossConfig
 from spark.train.pack import Row
-
-
-@dataclass(kw_only=True, slots=True, frozen=True)
-class LossConfig:
-    """Constants of the objective."""
-
-    clip_low: float = 0.2
-    """A ratio below 1 - clip_low earns nothing more."""
-    clip_high: float = 0.25
-    """A ratio above 1 + clip_high earns nothing more."""
-    kl: float = 0.01
-    """Weight of the KL divergence to the reference; 0 = no reference is kept."""
-    importance_cap: float = 2.0
-    """Bound of the correction trainer probability / engine probability."""
 
 
 def policy_loss(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from spark.core import Tree
+from spark.train.config import SftConfig
 from spark.train.credit import Term
 from spark.train.muon import MuonAdamW
 from spark.train.pack import Row, pack
@@ -18,22 +18,6 @@ from spark.train.trainer import TreeTrainer, training_arguments
 
 Demonstration = tuple[Tree, list[list[Term]]]
 """An episode and, for every node, what its tokens weigh in the loss; [] = not trained."""
-
-
-@dataclass(kw_only=True, slots=True, frozen=True)
-class SftConfig:
-    """How a model imitates episodes. Many small steps: their number decides, not the tokens."""
-
-    steps: int = 1000
-    """Optimiser steps."""
-    batch_tokens: int = 2048
-    """Tokens of a step at most."""
-    matrix_lr: float = 0.02
-    """Learning rate of Muon on the hidden matrices."""
-    lr: float = 3e-3
-    """Learning rate of AdamW on the rest."""
-    bf16: bool = True
-    """Compute in bfloat16; weights stay float32."""
 
 
 def fit(

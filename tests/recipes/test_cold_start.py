@@ -13,7 +13,7 @@ from spark.recipes.config import ColdStartConfig, ModelConfig
 from spark.recipes.policy import load_policy
 from spark.recipes.tokenizer import train_tokenizer
 from spark.rollout.chat import Chat, command_of
-from spark.train.sft import SftConfig
+from spark.train.config import SftConfig
 
 pytest.importorskip("alfworld")
 

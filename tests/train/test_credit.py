@@ -10,8 +10,9 @@ from random_trees import random_tree, tiny_model
 
 from spark.core import Node, Tree
 from spark.train.attention import use_tree_attention
+from spark.train.config import LossConfig
 from spark.train.credit import CreditConfig, credit, leaf_returns
-from spark.train.loss import LossConfig, low_variance_kl, policy_loss
+from spark.train.loss import low_variance_kl, policy_loss
 from spark.train.pack import pack
 from spark.train.policy import token_logprobs, token_loss
 

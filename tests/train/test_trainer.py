@@ -14,12 +14,13 @@ from spark.recipes.config import LoraConfig
 from spark.recipes.policy import full_state, with_lora
 from spark.train import policy
 from spark.train.attention import use_tree_attention
+from spark.train.config import LossConfig, SftConfig
 from spark.train.credit import CreditConfig, Term, credit
-from spark.train.loss import LossConfig, policy_loss
+from spark.train.loss import policy_loss
 from spark.train.muon import MuonAdamW
 from spark.train.pack import Row, pack
 from spark.train.policy import token_logprobs, token_loss
-from spark.train.sft import SftConfig, fit
+from spark.train.sft import fit
 from spark.train.trainer import TrainingError, TreeTrainer, training_arguments
 from spark_kernels.head_loss import HeadLoss, head_loss
 from spark_kernels.head_loss.reference import head_loss_reference

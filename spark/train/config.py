@@ -1,0 +1,35 @@
+"""Constants of training. No torch here: a command's help imports them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class LossConfig:
+    """Constants of the objective."""
+
+    clip_low: float = 0.2
+    """A ratio below 1 - clip_low earns nothing more."""
+    clip_high: float = 0.25
+    """A ratio above 1 + clip_high earns nothing more."""
+    kl: float = 0.01
+    """Weight of the KL divergence to the reference; 0 = no reference is kept."""
+    importance_cap: float = 2.0
+    """Bound of the correction trainer probability / engine probability."""
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class SftConfig:
+    """How a model imitates episodes. Many small steps: their number decides, not the tokens."""
+
+    steps: int = 1000
+    """Optimiser steps."""
+    batch_tokens: int = 2048
+    """Tokens of a step at most."""
+    matrix_lr: float = 0.02
+    """Learning rate of Muon on the hidden matrices."""
+    lr: float = 3e-3
+    """Learning rate of AdamW on the rest."""
+    bf16: bool = True
+    """Compute in bfloat16; weights stay float32."""
