@@ -137,7 +137,8 @@ class Recipe:
     budget_seconds: float | None = None
     """Seconds of rollout and training after which an arm stops; None = only tokens count."""
     engine: str = "local"
-    """Where the policy runs: "local" = in this process; "vllm", "sglang" = a server at `url`."""
+    """Where the policy runs: "local" = in this process; "http" = any Spark server at `url`; "vllm",
+    "sglang" = one that takes weights as that engine does."""
     url: str | None = None
     """Where a server listens that serves this policy, e.g. http://localhost:8000."""
     kv_blocks: int = 8192
