@@ -23,15 +23,19 @@ class Registry:
         self._entries: dict[str, Any] = dict(entries or {})
 
     def __getitem__(self, name: str) -> Any:
-        if name not in self._entries and ":" in name:
-            return load(name)
+        self.check(name)
         if name not in self._entries:
-            known = ", ".join(sorted(self._entries)) or "none"
-            raise ValueError(f"unknown {self.noun} {name!r}; known: {known}, or module:attribute")
+            return load(name)
         entry = self._entries[name]
         if isinstance(entry, str):
             entry = self._entries[name] = load(entry)
         return entry
+
+    def check(self, name: str) -> None:
+        """Raise ValueError unless `name` may stand for something; nothing is imported."""
+        if name not in self._entries and ":" not in name:
+            known = ", ".join(sorted(self._entries)) or "none"
+            raise ValueError(f"unknown {self.noun} {name!r}; known: {known}, or module:attribute")
 
     def __setitem__(self, name: str, entry: Any) -> None:
         self._entries[name] = entry

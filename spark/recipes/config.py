@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from spark.engines import ENGINES
 from spark.envs.alfworld.scenes import Scenes
 from spark.recipes import METHODS
 from spark.rollout.config import RolloutConfig
@@ -155,6 +156,7 @@ class Recipe:
             METHODS[arm]
         if self.budget_tokens is None and self.budget_seconds is None:
             raise ValueError("budget_tokens=None needs budget_seconds: an arm must end")
+        ENGINES.check(self.engine)
         if (self.engine == "local") != (self.url is None):
             raise ValueError(
                 f"engine={self.engine!r} and url={self.url!r}: a server's engine needs its url, "

@@ -142,11 +142,13 @@ def test_mistaken_recipe_field_is_named(command: str, capsys: pytest.CaptureFixt
     assert main([command, "first_light_smoke", "--rollout.width", "1"]) == 2
     assert main([command, "first_light_smoke", "--rollout.roots", "99"]) == 2
     assert main([command, "first_light_smoke", "--rollout.rule", "sprak"]) == 2
-    misspelt, width, roots, rule = capsys.readouterr().err.splitlines()
+    assert main([command, "first_light_smoke", "--engine", "locl"]) == 2
+    misspelt, width, roots, rule, engine = capsys.readouterr().err.splitlines()
     assert "--rollout.leavs" in misspelt and "--rollout.leaves INT" in misspelt
     assert "width=1" in width and "at least 2" in width
     assert "roots=99" in roots and "leaves=8" in roots
     assert "'sprak'" in rule and "entropy" in rule
+    assert "unknown engine 'locl'; known: " in engine
 
 
 def test_every_recipe_field_is_a_plain_flag() -> None:
