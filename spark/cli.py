@@ -16,6 +16,7 @@ SUMMARIES = {
     "eval": "measure success on fixed tasks: spark eval RECIPE --policy PATH --split L0",
     "view": "draw a run: spark view RUN [--terminal]",
     "serve": "answer OpenAI requests with trees: spark serve MODEL [--engine local|vllm|sglang]",
+    "env": "check an environment and measure its forks: spark env check NAME or module:Source",
     "doctor": "say what is installed, what runs where, and why",
 }
 COMMANDS = Registry("command", {name: f"spark.commands.{name}:main" for name in SUMMARIES})
@@ -30,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     130 = interrupted. SPARK_TRACEBACK=1 shows where an error was raised.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    if "" not in sys.path:
+        # module:attribute may name a file of the folder that one is in
+        sys.path.append("")
     if not args or args[0] in ("-h", "--help"):
         print(overview())
         return 0

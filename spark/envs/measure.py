@@ -97,25 +97,36 @@ def speed(env: Env, task: str, rng: Random, least: float = 1.0) -> tuple[int, fl
 
 def fork_cost(source: EnvSource, env: Env, task: str, depth: int, rng: Random) -> ForkCost:
     """Return what a fork costs `depth` steps into `task`, or as deep as a walk gets."""
-    _, info = env.reset(task, 0)
-    trace = descend(env, info, rng, depth)
-
-    def replay() -> Env:
-        fresh = source.make()
-        fresh.reset(task, 0)
-        for step in trace:
-            fresh.step(step.action)
-        return fresh
-
+    reached, fork, replay = two_ways(source, env, task, depth, rng)
     # in turns, so that a slow phase of the machine does not hit one of them only
-    pairs = [(timed(env.fork), timed(replay)) for _ in range(ROUNDS)]
+    pairs = [(timed(fork), timed(replay)) for _ in range(ROUNDS)]
     forks, replays = zip(*pairs, strict=True)
     return ForkCost(
-        depth=len(trace),
+        depth=reached,
         kind=env.fork_kind,
         fork_ms=1e3 * median(forks),
         replay_ms=1e3 * median(replays),
     )
+
+
+def two_ways(
+    source: EnvSource, env: Env, task: str, depth: int, rng: Random
+) -> tuple[int, Callable[[], None], Callable[[], None]]:
+    """Bring `env` up to `depth` random steps into `task`; return the depth it reached and two calls
+    that make a second environment there, and close it: the fork, and a reset that takes the steps
+    again.
+    """
+    _, info = env.reset(task, 0)
+    trace = descend(env, info, rng, depth)
+
+    def replay() -> None:
+        fresh = source.make()
+        fresh.reset(task, 0)
+        for step in trace:
+            fresh.step(step.action)
+        fresh.close()
+
+    return len(trace), lambda: env.fork().close(), replay
 
 
 def continuation(env: Env, task: str, rng: Random, deepest: int) -> str | None:
@@ -130,13 +141,10 @@ def continuation(env: Env, task: str, rng: Random, deepest: int) -> str | None:
 
 
 def timed(call: Callable[[], object]) -> float:
-    """Return the seconds that `call` takes; what it returns is closed if that can be done."""
+    """Return the seconds that `call` takes."""
     started = time.perf_counter()
-    made = call()
-    spent = time.perf_counter() - started
-    if isinstance(made, Env):
-        made.close()
-    return spent
+    call()
+    return time.perf_counter() - started
 
 
 def resident_mb() -> float:

@@ -51,6 +51,11 @@ class PooledSource:
         """Return the source's tasks."""
         return self.source.tasks(split, count, seed)
 
+    def prepare(self, tasks: Sequence[str]) -> None:
+        """Make what the source keeps on disk for `tasks`, where it keeps anything."""
+        if (prepare := getattr(self.source, "prepare", None)) is not None:
+            prepare(tasks)
+
     def make(self) -> PooledEnv:
         """Return a fresh environment; it gets a process at its first reset."""
         return PooledEnv(self)

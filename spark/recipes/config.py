@@ -8,6 +8,10 @@ from typing import Literal
 
 from spark.engines import ENGINES
 from spark.envs.alfworld.scenes import Scenes
+from spark.envs.gymnasium import GymnasiumOptions
+from spark.envs.scienceworld import ScienceWorldOptions
+from spark.envs.textworld import TextWorldOptions
+from spark.envs.webshop import WebShopOptions
 from spark.recipes import METHODS
 from spark.rollout.config import RolloutConfig
 from spark.train.config import LossConfig, SftConfig
@@ -44,12 +48,19 @@ class EnvConfig:
     """Where the tasks come from."""
 
     name: str = "alfworld"
+    """alfworld, scienceworld, textworld, webshop, gymnasium, or module:Source of your own."""
     scenes: Scenes = field(default_factory=Scenes)
-    """How games are generated."""
+    """How ALFWorld's games are generated."""
     data: Path | None = None
-    """Folder of official games (json_2.1.1) to use instead of generated ones."""
+    """Folder of official ALFWorld games (json_2.1.1) to use instead of generated ones."""
+    scienceworld: ScienceWorldOptions = field(default_factory=ScienceWorldOptions)
+    textworld: TextWorldOptions = field(default_factory=TextWorldOptions)
+    webshop: WebShopOptions = field(default_factory=WebShopOptions)
+    gymnasium: GymnasiumOptions = field(default_factory=GymnasiumOptions)
     train_games: int = 128
     """Different games trained on; they come round again after that many."""
+    workers: int = 0
+    """Processes that run the environments; 0 = they run in this one."""
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)

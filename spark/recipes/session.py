@@ -17,6 +17,7 @@ from spark.engines import ENGINES
 from spark.engines.local import LocalEngine
 from spark.envs import ENVS
 from spark.envs.base import EnvSource
+from spark.envs.pool import PooledSource
 from spark.recipes.config import EnvConfig, Recipe
 from spark.recipes.policy import full_state
 from spark.rollout.chat import Chat
@@ -28,9 +29,13 @@ from spark.seeds import derive_seed
 def make_source(config: EnvConfig) -> EnvSource:
     """Return the source of tasks. Raises ValueError for an unknown environment."""
     kind = ENVS[config.name]
-    if config.data is not None:
-        return kind(data=config.data, idle_commands=False)
-    return kind(scenes=config.scenes, idle_commands=False)
+    if config.name == "alfworld":
+        games = {"scenes": config.scenes} if config.data is None else {"data": config.data}
+        source = kind(**games, idle_commands=False)
+    else:
+        options = getattr(config, config.name, None)
+        source = kind() if options is None else kind(options)
+    return PooledSource(source, workers=config.workers) if config.workers else source
 
 
 GAMES_SEED = 10_000
@@ -73,6 +78,8 @@ class Session:
     ) -> None:
         self._runner.run(self.engine.__aexit__(kind, error, trace))
         self._runner.close()
+        if hasattr(self.source, "close"):
+            self.source.close()
 
     def rollout(
         self,

@@ -58,3 +58,47 @@ class CorridorSource:
 
     def make(self):
         return Corridor(self.determinism)
+
+
+class Endless(Corridor):
+    """Never won, so that walks get as deep as they like."""
+
+    def act(self, action):
+        text, _, _, truncated, info = super().act(action)
+        return text, 0.0, False, truncated, info | {"won": False}
+
+    def fresh(self):
+        return type(self)()
+
+
+class Broken(Endless):
+    """Its forks forget where they are."""
+
+    fork_kind = "copy"
+
+    def fork(self):
+        child = type(self)()
+        child.reset(self.snapshot().task)
+        return child
+
+
+class Mute(Endless):
+    """Does not say what can be done."""
+
+    def info(self):
+        return {"won": False}
+
+
+class EndlessSource(CorridorSource):
+    kind = Endless
+
+    def make(self):
+        return self.kind()
+
+
+class BrokenSource(EndlessSource):
+    kind = Broken
+
+
+class MuteSource(EndlessSource):
+    kind = Mute

@@ -56,6 +56,10 @@ class ScienceWorldSource:
         Random(f"{split}/{seed}").shuffle(names)
         return [names[index % len(names)] for index in range(count)]
 
+    def kinds(self) -> list[str]:
+        """Return all task types of ScienceWorld."""
+        return sorted(self._variations)
+
     def make(self) -> ScienceWorldEnv:
         """Return a fresh environment; it gets a simulator at its first reset."""
         return ScienceWorldEnv(self._simulators, self.read)
@@ -106,7 +110,7 @@ class ScienceWorldSource:
 
     def _known(self, kind: str) -> str:
         if kind not in self._variations:
-            known = ", ".join(sorted(self._variations))
+            known = ", ".join(self.kinds())
             raise ValueError(f"unknown task type {kind!r}; choose among {known}")
         return kind
 
