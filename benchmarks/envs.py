@@ -106,8 +106,8 @@ def other_cases(name: str, source: EnvSource, before: float) -> list[Case]:
 
 
 def order_of_objects() -> Case:
-    """Count walks that ScienceWorld repeats letter by letter, with one identity hash for all objects
-    and with Java's random ones.
+    """Count walks that ScienceWorld repeats exactly, with one identity hash for all objects and
+    with random ones, as Java has them.
     """
     from spark.envs.scienceworld import jvm
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 
 class ExpertStep(NamedTuple):
@@ -27,3 +27,20 @@ class Episode:
     won: bool = False
     ending: str
     """The observation after the last step."""
+
+
+@runtime_checkable
+class Demonstrator(Protocol):
+    """A source of tasks with an expert, for a cold start."""
+
+    def experts(
+        self, tasks: Sequence[str], *, max_steps: int, seed: int, detours: float
+    ) -> Iterator[Episode]:
+        """Yield an episode for each task, won or not; `detours` is the share of steps that are not
+        the expert's own but harmless ones at random.
+        """
+        ...
+
+    def texts(self, seed: int) -> Iterator[str]:
+        """Yield what may be said and commanded where no expert goes, for a vocabulary."""
+        ...

@@ -28,6 +28,8 @@ RECIPES = Registry(
     {
         "first_light": "spark.recipes.first_light:first_light",
         "first_light_smoke": "spark.recipes.first_light:first_light_smoke",
+        "scienceworld": "spark.recipes.scienceworld:scienceworld",
+        "scienceworld_smoke": "spark.recipes.scienceworld:scienceworld_smoke",
         **{name: f"spark.recipes.methods.alone:{name}" for name in METHODS},
     },
 )

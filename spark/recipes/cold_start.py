@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 from spark.core import Node, Tree
-from spark.envs.alfworld.source import AlfworldSource
-from spark.envs.expert import Episode, ExpertStep
+from spark.envs.expert import Demonstrator, Episode, ExpertStep
 from spark.recipes.config import ColdStartConfig, Recipe
+from spark.recipes.session import make_source
 from spark.recipes.tokenizer import train_tokenizer
 from spark.rollout.chat import Chat
 from spark.train.credit import Term
@@ -52,12 +53,15 @@ def sft(
     config = recipe.cold_start
     torch.manual_seed(recipe.seed)
     episodes = []
-    source = AlfworldSource(scenes=recipe.env.scenes, idle_commands=False)
+    source: Any = make_source(replace(recipe.env, workers=0))
+    if not isinstance(source, Demonstrator):
+        raise ValueError(f"env.name={recipe.env.name!r} has no expert for a cold start to imitate")
     for episode in expert_episodes(source, config, recipe.seed):
         episodes.append(episode)
         on_progress(SftProgress(phase="episodes", step=len(episodes), steps=config.episodes))
-    held_out = (source.make().reset(task)[0] for task in source.tasks("L2", 64, recipe.seed))
-    tokenizer = train_tokenizer([NUMBERS, REFUSED, *held_out, *_texts(episodes)])
+    tokenizer = train_tokenizer([NUMBERS, REFUSED, *source.texts(recipe.seed), *_texts(episodes)])
+    if hasattr(source, "close"):
+        source.close()
     chat = Chat(tokenizer)
     rng = random.Random(recipe.seed)
     demonstrations = [demonstration(episode, chat, config, rng) for episode in episodes]
@@ -78,10 +82,8 @@ def sft(
     return folder
 
 
-def expert_episodes(
-    source: AlfworldSource, config: ColdStartConfig, seed: int
-) -> Iterator[Episode]:
-    """Return the handcoded expert's episodes on training games, won or not."""
+def expert_episodes(source: Any, config: ColdStartConfig, seed: int) -> Iterator[Episode]:
+    """Return the episodes of the expert of `source` on training games, won or not."""
     tasks = source.tasks("train", config.episodes, seed)
     return source.experts(tasks, max_steps=config.max_steps, seed=seed, detours=config.detours)
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 from spark.rollout.chat import ACTION_CLOSE, ACTION_OPEN, Chat, command_of
+
+TRIES_KEPT = 256
+"""States whose tries stay in memory; one of a thousand commands takes a megabyte or two."""
 
 # token id -> what may follow; an empty dictionary ends a command
 Trie = dict[int, Any]
@@ -58,17 +62,14 @@ class ActionTrie:
         self._opens = Opening(ACTION_OPEN, chat.decode)
         self._opening = tuple(chat.encode(ACTION_OPEN))
         self._continuations: dict[str, list[int]] = {}
-        self._tries: dict[tuple[str, ...], Trie] = {}
+        self._trie = lru_cache(TRIES_KEPT)(self._build)
 
     def constraint(self, commands: Sequence[str], before: Sequence[int] = ()) -> ActionConstraint:
         """Return the constraint for one decision that already has the tokens `before`.
 
         Raises ValueError when the tokenizer cannot write one of the commands.
         """
-        key = tuple(commands)
-        if key not in self._tries:
-            self._tries[key] = self._build(key)
-        return ActionConstraint(self._opens, self._tries[key], before)
+        return ActionConstraint(self._opens, self._trie(tuple(commands)), before)
 
     def _build(self, commands: tuple[str, ...]) -> Trie:
         kept = [c for c in commands if c.split()[:1] and c.split()[0] not in self._exclude]

@@ -4,6 +4,8 @@ import os
 import pickle
 import shutil
 import signal
+from dataclasses import replace
+from itertools import islice
 
 import pytest
 import random_policy
@@ -69,6 +71,44 @@ def test_gold_path_scores_one(source):
     assert (terminated, truncated, info["won"], info["score"]) == (True, False, True, 1.0)
     assert total == pytest.approx(1.0 - first)
     env.close()
+
+
+@needs_java
+def test_experts_make_detours_and_stop_in_time(source):
+    (straight,) = source.experts([FIND], max_steps=50, seed=0, detours=0.0)
+    (detour,) = source.experts([FIND], max_steps=50, seed=0, detours=0.4)
+    (short,) = source.experts([FIND], max_steps=2, seed=0, detours=0.0)
+    assert straight == source.expert(FIND)
+    assert detour.won and len(detour.steps) > len(straight.steps)
+    added = [step.action for step in detour.steps if step not in straight.steps]
+    assert sum(action.startswith("look ") for action in added) >= len(detour.steps) - len(
+        straight.steps
+    )
+    assert len(short.steps) == 2 and not short.won
+
+
+@needs_java
+def test_vocabulary_covers_every_room(source):
+    texts = list(islice(source.texts(0), 12))
+    rooms = {text.partition(" is called the ")[2].partition(".")[0] for text in texts}
+    assert {"kitchen", "greenhouse", "workshop", "foundry"} <= rooms
+    assert all("focus on" in text for text in texts)
+
+
+@needs_java
+@pytest.mark.slow
+def test_cold_start_and_one_step_of_training(tmp_path):
+    """From the official solutions to a policy that rolls out and is trained."""
+    pytest.importorskip("peft")
+    from spark.recipes import RECIPES
+    from spark.recipes.cold_start import sft
+    from spark.recipes.config import ModelConfig
+    from spark.recipes.run import train
+
+    recipe = RECIPES["scienceworld_smoke"]()
+    start = sft(recipe, tmp_path / "start")
+    train(replace(recipe, model=ModelConfig(path=str(start))), tmp_path / "run")
+    assert (tmp_path / "run" / "summary.json").exists()
 
 
 @needs_java

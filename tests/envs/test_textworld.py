@@ -2,6 +2,7 @@
 
 import os
 import signal
+from itertools import islice
 
 import pytest
 import random_policy
@@ -13,7 +14,7 @@ from spark.envs.conformance import conform
 from spark.envs.pool import PooledSource
 from spark.envs.textworld import TextWorldOptions, env, games
 from spark.envs.textworld.options import TaskName
-from spark.envs.textworld.source import TextWorldSource
+from spark.envs.textworld.source import HARMLESS, TextWorldSource
 
 
 def source_of(**options):
@@ -53,6 +54,17 @@ def test_games_are_won_by_their_own_solution(split):
         rewards.append(reward)
     assert rewards == [0.0] * (len(rewards) - 1) + [1.0]
     assert over and info["won"] and not truncated
+
+
+def test_experts_make_detours():
+    source = source_of()
+    tasks = source.tasks("train", 1)
+    (straight,) = source.experts(tasks, max_steps=50, seed=0, detours=0.0)
+    (detour,) = source.experts(tasks, max_steps=50, seed=0, detours=0.5)
+    assert detour.won and len(detour.steps) > len(straight.steps)
+    way = [step.action for step in straight.steps]
+    assert [step.action for step in detour.steps if not step.action.startswith(HARMLESS)] == way
+    assert any("take " in text for text in islice(source.texts(0), 3))
 
 
 def test_splits_differ():

@@ -110,6 +110,11 @@ class AlfworldSource:
         play = partial(self.expert, max_steps=max_steps, seed=seed, detours=detours)
         yield from self._map(play, tasks, workers)
 
+    def texts(self, seed: int) -> Iterator[str]:
+        """Yield the first texts of tasks whose types are held out."""
+        for task in self.tasks("L2", 64, seed):
+            yield self.make().reset(task)[0]
+
     def prepare(self, tasks: Sequence[str], *, workers: int = 2) -> None:
         """Fill the cache on disk for `tasks` in `workers` processes, so that they load at once.
 

@@ -3,44 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from random import Random
 
 from spark.envs.expert import Episode, ExpertStep
 from spark.envs.replay import words
 from spark.envs.scienceworld.env import ScienceWorldEnv
+from spark.seeds import derive_seed
 
 FOCUS, DOOR = "focus on ", "open door "
 SEARCHES = ("go to ", "teleport to ", "open ", "look ")
 
 
-def demonstrate(env: ScienceWorldEnv, task: str, commands: Sequence[str]) -> Episode:
+def demonstrate(
+    env: ScienceWorldEnv,
+    task: str,
+    commands: Sequence[str],
+    *,
+    max_steps: int = 100,
+    detours: float = 0.0,
+    seed: int = 0,
+) -> Episode:
     """Play `commands`, which solve `task`, and return what was seen and done.
 
     They name things in their own way: each is replaced by the valid command for the same, or left
     out where it opens an open door. Where that does not solve the task they are taken literally.
+    A detour looks at something before the next command.
     """
-    fitted = _play(env, task, commands, fit=True)
-    return fitted if fitted.won else _play(env, task, commands, fit=False)
-
-
-def _play(env: ScienceWorldEnv, task: str, commands: Sequence[str], *, fit: bool) -> Episode:
-    text, info = env.reset(task)
-    episode = Episode(ending=text)
-    seen: set[str] = set()
-    for number, command in enumerate(commands):
-        seen |= set(words(text))
-        valid = list(info["admissible"])
-        action = _fit(command, valid) if fit else command
-        if action is None:
-            continue
-        goal = _goal(commands[number:])
-        explorative = action.startswith(SEARCHES) and not set(words(goal)) <= seen
-        verb = "find" if explorative else action.split()[0]
-        episode.steps.append(ExpertStep(text, action, explorative, f"{verb} {goal}", tuple(valid)))
-        text, _, terminated, _, info = env.step(action)
-        if terminated:
+    for fit in (True, False):
+        player = _Player(env, task, max_steps)
+        rng = Random(derive_seed(seed, task))
+        for number, command in enumerate(commands):
+            action = _fit(command, player.valid) if fit else command
+            goal = _goal(commands[number:])
+            looks = [each for each in player.valid if each.startswith("look ")]
+            while looks and rng.random() < detours:
+                player.take(rng.choice(looks), goal)
+            if action is not None:
+                player.take(action, goal)
+        if player.episode.won:
             break
-    episode.won, episode.ending = info["won"], text
-    return episode
+    return player.episode
+
+
+class _Player:
+    """Plays an episode and writes it down."""
+
+    def __init__(self, env: ScienceWorldEnv, task: str, max_steps: int) -> None:
+        self._env, self._max_steps = env, max_steps
+        text, info = env.reset(task)
+        self.episode = Episode(ending=text)
+        self.valid = tuple(info["admissible"])
+        self._seen = set(words(text))
+        self._over = False
+
+    def take(self, action: str, goal: str) -> None:
+        """Act, unless the episode is over; `goal` is the thing that the expert is after."""
+        if self._over:
+            return
+        explorative = action.startswith(SEARCHES) and not set(words(goal)) <= self._seen
+        verb = "find" if explorative else action.split(maxsplit=1)[0]
+        text = self.episode.ending
+        step = ExpertStep(text, action, explorative, f"{verb} {goal}", self.valid)
+        self.episode.steps.append(step)
+        text, _, terminated, _, info = self._env.step(action)
+        self.episode.ending, self.episode.won = text, info["won"]
+        self._seen |= set(words(text))
+        self._over = terminated or len(self.episode.steps) >= self._max_steps
+        self.valid = () if self._over else tuple(info["admissible"])
 
 
 def _fit(command: str, valid: Sequence[str]) -> str | None:

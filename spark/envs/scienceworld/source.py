@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from random import Random
@@ -64,10 +64,12 @@ class ScienceWorldSource:
         """Return a fresh environment; it gets a simulator at its first reset."""
         return ScienceWorldEnv(self._simulators, self.read)
 
-    def expert(self, task: str) -> Episode:
+    def expert(
+        self, task: str, *, max_steps: int = 100, seed: int = 0, detours: float = 0.0
+    ) -> Episode:
         """Return the official solution of `task`, played; it knows where everything is.
 
-        Raises EnvError when the simulator knows none.
+        `detours`: probability of a look at something at random before a step.
         """
         simulator = self._simulators.blank()
         try:
@@ -77,9 +79,28 @@ class ScienceWorldSource:
             self._simulators.give(simulator)
         env = self.make()
         try:
-            return demonstrate(env, task, commands)
+            return demonstrate(env, task, commands, max_steps=max_steps, detours=detours, seed=seed)
         finally:
             env.close()
+
+    def experts(
+        self, tasks: Sequence[str], *, max_steps: int, seed: int, detours: float
+    ) -> Iterator[Episode]:
+        """Yield the official solutions of `tasks`, played, in order."""
+        for task in tasks:
+            yield self.expert(task, max_steps=max_steps, seed=seed, detours=detours)
+
+    def texts(self, seed: int) -> Iterator[str]:
+        """Yield texts and commands of all places that some tasks of every evaluation split have."""
+        env = self.make()
+        for task in (task for split in ("L0", "L1", "L2") for task in self.tasks(split, 8, seed)):
+            text, info = env.reset(task)
+            commands = list(info["admissible"])
+            yield f"{text} {' '.join(commands)}"
+            for move in [command for command in commands if command.startswith("teleport to ")]:
+                text, *_, info = env.step(move)
+                yield f"{text} {' '.join(info['admissible'])}"
+        env.close()
 
     def read(self, task: str) -> TaskName:
         """Return the parts of a task's name. Raises ValueError when it is not one of ours."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from random import Random
 
 from spark.envs.expert import Episode, ExpertStep
 from spark.envs.textworld.options import SPLITS, TaskName, TextWorldOptions
+from spark.seeds import derive_seed
 
 try:
     from spark.envs.textworld.env import TextWorldEnv
@@ -17,6 +19,9 @@ except ImportError as error:
     raise ImportError(
         f"TextWorld is not installed ({error}); run: pip install spark-branching[textworld]"
     ) from error
+
+HARMLESS = ("look", "inventory", "examine ")
+"""What a detour may do."""
 
 
 class TextWorldSource:
@@ -55,18 +60,37 @@ class TextWorldSource:
             with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
                 list(pool.map(_find, missing))
 
-    def expert(self, task: str) -> Episode:
-        """Return the game's own shortest way, played; it knows where everything is."""
-        env = self.make()
+    def expert(
+        self, task: str, *, max_steps: int = 100, seed: int = 0, detours: float = 0.0
+    ) -> Episode:
+        """Return the game's own shortest way, played; it knows where everything is.
+
+        `detours`: probability of a harmless command at random before a step.
+        """
+        env, rng = self.make(), Random(derive_seed(seed, task))
         text, info = env.reset(task)
-        episode = Episode(ending=text)
-        for action in env.solution():
-            step = ExpertStep(text, action, False, "", info["admissible"])
-            episode.steps.append(step)
+        episode, way = Episode(ending=text), env.solution()
+        while way and len(episode.steps) < max_steps and not info["won"]:
+            harmless = [c for c in info["admissible"] if c.startswith(HARMLESS)]
+            action = rng.choice(harmless) if rng.random() < detours else way.pop(0)
+            episode.steps.append(ExpertStep(text, action, False, "", info["admissible"]))
             text, _, _, _, info = env.step(action)
         episode.won, episode.ending = info["won"], text
         env.close()
         return episode
+
+    def experts(
+        self, tasks: Sequence[str], *, max_steps: int, seed: int, detours: float
+    ) -> Iterator[Episode]:
+        """Yield the shortest ways of `tasks`, played, in order."""
+        for task in tasks:
+            yield self.expert(task, max_steps=max_steps, seed=seed, detours=detours)
+
+    def texts(self, seed: int) -> Iterator[str]:
+        """Yield texts and commands on the ways of some tasks of every evaluation split."""
+        for task in (task for split in ("L0", "L1", "L2") for task in self.tasks(split, 24, seed)):
+            for step in self.expert(task).steps:
+                yield f"{step.observation} {' '.join(step.admissible)}"
 
 
 def _find(task: str) -> Path:
