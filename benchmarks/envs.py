@@ -16,8 +16,8 @@ from spark.envs.measure import DEPTHS, continuation, resident_mb, speed, two_way
 from spark.envs.walk import walk
 
 NAMES = ("alfworld", "gymnasium", "scienceworld", "textworld", "webshop")
-CONTINUATIONS = 30
-WALKS, WALK_STEPS = 30, 20
+CONTINUATIONS = 20
+WALKS, WALK_STEPS = 30, 15
 
 
 def run(quick: bool = False) -> list[Case]:
