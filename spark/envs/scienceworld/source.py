@@ -98,7 +98,8 @@ class ScienceWorldSource:
             commands = list(info["admissible"])
             yield f"{text} {' '.join(commands)}"
             for move in [command for command in commands if command.startswith("teleport to ")]:
-                text, *_, info = env.step(move)
+                env.step(move)
+                text, *_, info = env.step("look around")
                 yield f"{text} {' '.join(info['admissible'])}"
         env.close()
 
