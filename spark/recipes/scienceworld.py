@@ -13,7 +13,7 @@ from spark.recipes.config import (
     TrainConfig,
 )
 from spark.rollout.config import RolloutConfig
-from spark.train.sft import SftConfig
+from spark.train.config import SftConfig
 
 
 def scienceworld() -> Recipe:
