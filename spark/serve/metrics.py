@@ -19,15 +19,13 @@ class Metrics:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"spark:{name}", text, labels, registry=registry)
 
-        self.trees_running = Gauge(
-            "spark:trees_running", "Requests with a tree in progress", registry=registry
-        )
-        self.trees_kept = Gauge(
-            "spark:trees_kept", "Trees that can be continued", registry=registry
-        )
-        self.leaves_reserved = Gauge(
-            "spark:leaves_reserved", "Leaf budgets of the requests in progress", registry=registry
-        )
+        def gauge(name: str, text: str) -> Gauge:
+            # one number where an engine's server collects over processes
+            return Gauge(f"spark:{name}", text, registry=registry, multiprocess_mode="livesum")
+
+        self.trees_running = gauge("trees_running", "Requests with a tree in progress")
+        self.trees_kept = gauge("trees_kept", "Trees that can be continued")
+        self.leaves_reserved = gauge("leaves_reserved", "Leaf budgets of requests in progress")
         self._forks = counter("forks_total", "Leaves that share a prefix, by how", "path")
         self._generated = counter("generated_tokens_total", "Tokens sampled, each once")
         self._reused = counter("reused_tokens_total", "Output tokens forked leaves did not sample")
