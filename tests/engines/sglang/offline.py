@@ -83,7 +83,12 @@ class Offline:
         return greedy(self.family, tokens, new)
 
     async def stream(
-        self, prompt: list[int], new: int, rid: str | None = None, **how: Any
+        self,
+        prompt: list[int],
+        new: int,
+        rid: str | None = None,
+        rank: int | None = None,
+        **how: Any,
     ) -> AsyncIterator[Output]:
         """Yield the same growing output after every step; other keywords are SGLang's own."""
         spark = {name: how.pop(name) for name in SPARK if name in how}
@@ -94,7 +99,7 @@ class Offline:
             params["custom_params"] = {"spark": spark}
         output = Output(rid)
         steps = await self.engine.async_generate(
-            input_ids=prompt, sampling_params=params, stream=True, rid=rid
+            input_ids=prompt, sampling_params=params, stream=True, rid=rid, routed_dp_rank=rank
         )
         async for step in steps:
             output.tokens, output.meta = step["output_ids"], step["meta_info"]
