@@ -10,7 +10,8 @@ import asyncio
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -49,6 +50,10 @@ SETTINGS = {
     "random_seed": 0,
 }
 PROMPT = 512
+# quick -> page sizes
+PAGES = {True: (16,), False: (1, 16)}
+# tokens of the parent beyond its prompt, children
+SHAPES = ((192, 4), (192, 16), (512, 8))
 _NAMES = count()
 
 
@@ -249,25 +254,41 @@ def save_model(folder: Path, shape: dict[str, Any]) -> Path:
 
 
 def run(quick: bool = False) -> list[Case]:
-    """Start both engines at each page size and compare."""
-    torch.manual_seed(1)
-    rounds = 2 if quick else 3
-    shapes = [(192, 4)] if quick else [(64, 4), (192, 4), (192, 16), (512, 8)]
-    cases: list[Case] = []
-    with tempfile.TemporaryDirectory() as folder:
-        model = save_model(Path(folder), SMALL if quick else SHAPE)
-        for page in (16,) if quick else (1, 16):
-            engines = {
-                "spark": Engine.start(model, "spark", page_size=page),
-                "disabled": Engine.start(model, "none", page_size=page, disable_radix_cache=True),
-            }
-            for tail, fan in shapes:
-                cases += fork_cases(engines, page, tail, fan, rounds)
-            cases += throughput_cases(engines, rounds + 2, 16 if quick else 48)
-            for engine in engines.values():
-                engine.engine.shutdown()
-        cases += whole_trees(Path(folder), quick)
-    return cases
+    """Return the cases of forks, of the plugin's cost, and of whole trees."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        cases = [case for page in PAGES[quick] for case in forks(folder, page, quick)]
+        return [*cases, *costs(folder, quick), *whole_trees(folder, quick)]
+
+
+@contextmanager
+def both(folder: Path, page: int, quick: bool) -> Iterator[dict[str, Engine]]:
+    """Run SGLang with the plugin, and without it and its radix cache, at a time."""
+    torch.manual_seed(page)
+    model = save_model(folder / "random", SMALL if quick else SHAPE)
+    engines = {
+        "spark": Engine.start(model, "spark", page_size=page),
+        "disabled": Engine.start(model, "none", page_size=page, disable_radix_cache=True),
+    }
+    try:
+        yield engines
+    finally:
+        for engine in engines.values():
+            engine.engine.shutdown()
+
+
+def forks(folder: Path, page: int, quick: bool) -> list[Case]:
+    """Compare three ways to give a running parent children."""
+    with both(folder, page, quick) as engines:
+        shapes = [(192, 4)] if quick else SHAPES
+        rounds = 2 if quick else 3
+        return [c for shape in shapes for c in fork_cases(engines, page, *shape, rounds)]
+
+
+def costs(folder: Path, quick: bool) -> list[Case]:
+    """Compare ordinary traffic beside the plugin, idle or scoring, with stock SGLang."""
+    with both(folder, 16, quick) as engines:
+        return throughput_cases(engines, 2 if quick else 9, 16 if quick else 48)
 
 
 def whole_trees(folder: Path, quick: bool) -> list[Case]:
