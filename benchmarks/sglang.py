@@ -46,7 +46,6 @@ SETTINGS = {
     "cuda_graph_backend_prefill": "disabled",
     "sleep_on_idle": True,
     "log_level": "error",
-    "skip_tokenizer_init": False,
     "random_seed": 0,
 }
 PROMPT = 512
@@ -296,12 +295,11 @@ def whole_trees(folder: Path, quick: bool) -> list[Case]:
     model = saved(folder, "1M")
     save_tokenizer(model)
     served = {name: value for name, value in SETTINGS.items() if not isinstance(value, bool)}
-    flags = [word for name, value in served.items() for word in (f"--{dashed(name)}", str(value))]
+    flags = [
+        word
+        for name, value in served.items()
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
     flags += ["--sleep-on-idle", "--skip-server-warmup", "--page-size", "16"]
     with server(model, "--engine", "sglang", *flags) as url:
         return trees(url, VOCAB, quick)
-
-
-def dashed(name: str) -> str:
-    """Return an argument's name as a flag's."""
-    return name.replace("_", "-")
