@@ -35,7 +35,7 @@ SHAPE = {
     "max_position_embeddings": 4096,
     "tie_word_embeddings": True,
 }
-SMALL = {**SHAPE, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+SMALL = {**SHAPE, "hidden_size": 64, "num_hidden_layers": 2}
 SETTINGS = {
     "device": "cpu",
     "attention_backend": "torch_native",
@@ -132,12 +132,7 @@ async def parents(engine: Engine, number: int, tail: int, member: bool) -> list[
 async def fan_out(engine: Engine, parent: Parent, fan: int, fork: bool) -> tuple[float, float]:
     """Return seconds to the last of `fan` children's first tokens, and tokens recomputed each."""
     whole = parent.prompt + parent.output
-    spark = {
-        "tree": parent.rid,
-        "parent": parent.rid,
-        "at": len(whole),
-        "output": parent.output,
-    }
+    spark = {"tree": parent.rid, "parent": parent.rid, "at": len(whole), "output": parent.output}
     start = time.perf_counter()
     if fork:
         kids = [engine.first(parent.prompt, len(parent.output) + 2, spark) for _ in range(fan)]
