@@ -195,6 +195,8 @@ def on_prefill(original: Callable[..., Any], scheduler: Any, running_batch: Any)
         and running_batch.is_empty()
         and claims.yield_oldest()
     ):
+        # set when the first request did not fit, and looked at before any is tried again
+        running_batch.batch_is_full = False
         plan = original(scheduler, running_batch)
     return plan
 
