@@ -22,7 +22,7 @@ class EngineCore:
         self.scheduler = scheduler
         self._model = model
         self._shape = shape
-        self._runner = ModelRunner(model, shape, scheduler.num_blocks, scheduler.block_size)
+        self._runner = ModelRunner(model, shape, scheduler.pool)
         self._sampler = Sampler(shape.vocab_size, model.device)
         names = ("generated", "prefilled", "reused", "recomputed", "forks", "blocks_copied")
         self._counters = dict.fromkeys(names, 0)
@@ -80,7 +80,6 @@ class EngineCore:
     def _batch(self, work: Work) -> Step:
         """Flatten the tokens to compute, and count them."""
         step = Step(tokens=[], positions=[], slots=[], rows=[])
-        handles, counts = [], []
         for request, count in work:
             if not count:
                 continue
@@ -91,13 +90,11 @@ class EngineCore:
             step.positions += range(start, end)
             step.slots += slots
             assert seq.handle is not None
-            handles.append(seq.handle)
-            counts.append(count)
+            step.seqs.append(seq.handle)
+            step.counts.append(count)
             self._count(seq, start, end)
             seq.slot, seq.computed = slots[-1], end
             seq.ever_computed = max(seq.ever_computed, end)
-        if handles:
-            step.plan = self.scheduler.pool.plan(handles, counts)
         return step
 
     def _slots(self, seq: Sequence, start: int, end: int) -> list[int]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -10,9 +11,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from spark.engines.local.device import DecodeBatch, Pages, bucket, upload
 from spark.engines.local.model import ModelShape
 from spark.engines.local.step import ModelHead, ModelStep, faithful_trace
-from spark_kernels import BlockPool, kv_fork
+from spark_kernels import BlockPool, Plan, kv_fork
+from spark_kernels.tree_attention import DevicePlan
+
+MOST_CAPTURED = 512
+"""Largest decode batch that has static buffers; a larger one runs like a prefill."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -20,7 +26,8 @@ class Step:
     """One flattened batch; a slot is `block * block_size + offset`.
 
     Example:
-        Step(tokens=[5, 6, 9], positions=[0, 1, 7], slots=[16, 17, 39], rows=[17, 39], plan=plan)
+        Step(tokens=[5, 6, 9], positions=[0, 1, 7], slots=[16, 17, 39], rows=[17, 39],
+             seqs=[3, 8], counts=[2, 1])
     """
 
     tokens: list[int]
@@ -30,8 +37,10 @@ class Step:
     """Where each token's KV and hidden state go."""
     rows: list[int]
     """Slots whose next-token logits are wanted, of this step or of an earlier one."""
-    plan: Any = None
-    """The block pool's plan of this step; None when there is nothing to compute."""
+    seqs: list[int] = field(default_factory=list)
+    """Handles in the block pool of the sequences that the tokens belong to."""
+    counts: list[int] = field(default_factory=list)
+    """Tokens of each."""
 
 
 class ModelRunner:
@@ -40,34 +49,43 @@ class ModelRunner:
     With the hidden states, the logits behind any earlier token cost one row of the LM head.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, shape: ModelShape, num_blocks: int, block_size: int
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, shape: ModelShape, pool: BlockPool) -> None:
         self._dtype, self._device = model.dtype, model.device
         self._shape = shape
-        self._hidden, self._caches = self._buffers(num_blocks, block_size)
-        paged = self._hidden.view(num_blocks, 1, block_size, -1)
-        self._groups = _by_shape([*self._caches, paged])
-        examples = [partial(self._example, lengths) for lengths in ([3, 2], [1], [9])]
-        self._step = faithful_trace(ModelStep(model, shape.output), examples)
-        self._head = faithful_trace(
-            ModelHead(model, shape.output), [lambda: (self._long([1]), self._buffers(1, 2)[0])]
-        )
+        self._pages = self._buffers(pool)
+        paged = self._pages.hidden.view(pool.num_blocks + 1, 1, pool.block_size, -1)
+        self._groups = _by_shape([*self._pages.caches, paged])
+        step, head = ModelStep(model, shape.output), ModelHead(model, shape.output)
+        self._step: Callable[..., Tensor] = step
+        self._head: Callable[..., Tensor] = head
+        self._on_device = uses_device_plans(model.device)
+        self._batches: dict[int, DecodeBatch] = {}
+        if not self._on_device:
+            examples = [partial(self._example, lengths) for lengths in ([3, 2], [1], [9])]
+            self._step = faithful_trace(step, examples)
+            alone = self._buffers(BlockPool(1, 2)).hidden
+            self._head = faithful_trace(head, [lambda: (self._long([1]), alone)])
 
     @torch.inference_mode()
     def forward(self, step: Step) -> Tensor:
         """Compute the step's tokens; return the logits [len(rows), vocab_size]."""
-        rows = self._long(step.rows)
+        pages = self._pages
         if not step.tokens:
-            return self._head(rows, self._hidden)
+            return self._head(self._long(step.rows), pages.hidden)
+        size = max(len(step.seqs), len(step.rows))
+        if self._on_device and len(step.tokens) == len(step.seqs) and size <= MOST_CAPTURED:
+            batch = self._batch(bucket(size))
+            return batch.step(step.seqs, step.tokens, step.positions, step.slots, step.rows)
+        positions = self._long(step.positions)
+        plan = pages.pool.plan(step.seqs, step.counts)
         return self._step(
             self._long(step.tokens),
-            self._long(step.positions),
-            self._words(step.plan),
+            positions,
+            DevicePlan(plan, self._device, positions=positions) if self._on_device else words(plan),
             self._long(step.slots),
-            rows,
-            self._hidden,
-            self._caches,
+            self._long(step.rows),
+            pages.hidden,
+            pages.caches,
         )
 
     @torch.inference_mode()
@@ -76,15 +94,22 @@ class ModelRunner:
         for buffers in self._groups:
             kv_fork(buffers, pairs)
 
-    def _buffers(self, num_blocks: int, block_size: int) -> tuple[Tensor, list[Tensor]]:
-        """Return hidden states [num_slots, hidden_size] and the caches, keys before values."""
+    def _batch(self, size: int) -> DecodeBatch:
+        if size not in self._batches:
+            pool = self._pages.pool
+            tokens = self._shape.context or pool.num_blocks * pool.block_size
+            width = min(-(-tokens // pool.block_size), pool.num_blocks)
+            self._batches[size] = DecodeBatch(size, width, self._step, self._pages)
+        return self._batches[size]
+
+    def _buffers(self, pool: BlockPool) -> Pages:
+        """Return memory for every block of `pool`, and hidden states of one block more."""
         where: dict[str, Any] = {"dtype": self._dtype, "device": self._device}
         layers = [self._shape.layers[layer] for layer in sorted(self._shape.layers)]
-        caches = [
-            torch.zeros(num_blocks, heads, block_size, width, **where)
-            for heads, width in layers + layers
-        ]
-        return torch.zeros(num_blocks * block_size, self._shape.hidden_size, **where), caches
+        size, count = pool.block_size, pool.num_blocks
+        caches = [torch.zeros(count, heads, size, width, **where) for heads, width in 2 * layers]
+        hidden = torch.zeros((count + 1) * size, self._shape.hidden_size, **where)
+        return Pages(pool=pool, hidden=hidden, caches=caches)
 
     def _example(self, lengths: list[int]) -> tuple[Any, ...]:
         """Return the inputs of a step that prefills sequences of these lengths."""
@@ -95,23 +120,29 @@ class ModelRunner:
         places = [(pool.table(seqs[s]), i) for s, n in enumerate(lengths) for i in range(n)]
         slots = [table[i // 4] * 4 + i % 4 for table, i in places]
         tokens = [7 * i % self._shape.vocab_size for i in range(len(slots))]
-        hidden, caches = self._buffers(4, 4)
+        pages = self._buffers(pool)
         return (
             self._long(tokens),
             self._long([i for _, i in places]),
-            self._words(pool.plan(seqs, lengths)),
+            words(pool.plan(seqs, lengths)),
             self._long(slots),
             self._long(slots[1:]),
-            hidden,
-            caches,
+            pages.hidden,
+            pages.caches,
         )
 
     def _long(self, values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.long, device=self._device)
+        return upload(values, self._device)
 
-    def _words(self, plan: Any) -> Tensor:
-        """Return the plan's words; the op reads them during the call only."""
-        return torch.frombuffer(plan, dtype=torch.int32).to(self._device)
+
+def uses_device_plans(device: torch.device) -> bool:
+    """Return whether attention runs from plans on the device; the CPU's op reads the host's."""
+    return device.type == "cuda"
+
+
+def words(plan: Plan) -> Tensor:
+    """Return the plan's words; the op reads them during the call only."""
+    return torch.frombuffer(plan, dtype=torch.int32)
 
 
 def _by_shape(buffers: list[Tensor]) -> list[list[Tensor]]:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from spark.engines.base import EngineError
+from spark.engines.local.device import upload
 from spark.engines.local.sequence import Generation, Request
 from spark_kernels import score
 
@@ -41,16 +42,14 @@ class Sampler:
         positions = [len(request.seq.tokens) for request in requests]
         scores = score(
             logits,
-            position=torch.tensor(positions, dtype=torch.int64, device=self._device),
+            position=upload(positions, self._device),
             allowed=self._bitmask(allowed),
             **self._params,
         )
-        return Draws(
-            scores.tokens.tolist(),
-            scores.logprob.tolist(),
-            scores.log_kept_mass.tolist(),
-            scores.entropy.tolist(),
-        )
+        # one copy to the host, so one wait for the device; float64 holds every token id
+        columns = (scores.tokens, scores.logprob, scores.log_kept_mass, scores.entropy)
+        tokens, *values = torch.stack([column.double() for column in columns]).tolist()
+        return Draws([int(token) for token in tokens], *values)
 
     def _tensors(self, rows: list[Generation | None]) -> dict[str, torch.Tensor | None]:
         params = [row.params for row in rows if row is not None]
@@ -80,7 +79,9 @@ class Sampler:
             else:
                 index = np.array(ids)
                 np.bitwise_or.at(row, index >> 5, np.uint32(1) << (index & 31).astype(np.uint32))
-        return torch.from_numpy(words.view(np.int32)).to(self._device)
+        mask = torch.from_numpy(words.view(np.int32))
+        mask = mask.pin_memory() if self._device.type == "cuda" else mask
+        return mask.to(self._device, non_blocking=True)
 
 
 def allowed_ids(generation: Generation, vocab_size: int) -> list[int] | None:

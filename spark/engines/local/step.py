@@ -14,6 +14,7 @@ from transformers.utils import ModelOutput
 
 from spark.engines.local.attention import attention, model_configs
 from spark_kernels import tree_attention
+from spark_kernels.tree_attention import DevicePlan
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ class ModelStep(torch.nn.Module):
         self,
         tokens: Tensor,
         positions: Tensor,
-        plan: Tensor,
+        plan: Tensor | DevicePlan,
         slots: Tensor,
         rows: Tensor,
         hidden: Tensor,
@@ -42,7 +43,7 @@ class ModelStep(torch.nn.Module):
 
         Args:
             tokens: int64 [T]; positions: int64 [T].
-            plan: the block pool's plan as int32 words.
+            plan: the block pool's plan as int32 words, or on the device.
             slots: int64 [T], where in `hidden` each token goes.
             rows: int64 [R], slots of this step or of earlier ones.
             hidden: [num_slots, hidden_size].
