@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import uvicorn
-from transformers import AutoTokenizer
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from spark.engines.local import LocalEngine
 from spark.recipes.policy import resolve
@@ -20,17 +26,14 @@ if TYPE_CHECKING:
 
 
 def run(options: ServeOptions) -> None:
-    """Serve until interrupted. Raises ValueError or OSError when the model cannot be loaded."""
+    """Serve until interrupted. Raises OSError when the address cannot be had."""
     # a port that is taken is known before a model has been loaded
     listener, address = bind(options.host, options.port)
-    path = resolve(options.model)
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    model, tokenizer = load(options)
     engine = LocalEngine(
-        path,
+        model,
         num_blocks=options.kv_blocks,
         block_size=options.block_size,
-        dtype=None if options.dtype == "auto" else getattr(torch, options.dtype),
-        device=options.device,
         max_batched_tokens=options.max_batched_tokens,
         tokenizer=tokenizer,
     )
@@ -41,8 +44,25 @@ def run(options: ServeOptions) -> None:
         chat_template=read_template(options.chat_template),
         weight_updates=options.weight_updates,
     )
-    config = uvicorn.Config(app, log_level="warning")
+    # clients drop idle connections themselves; one that we drop may carry a request just then
+    config = uvicorn.Config(app, log_level="warning", timeout_keep_alive=120)
     Server(config, address).run(sockets=[listener])
+
+
+def load(options: ServeOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return model and tokenizer. Raises ValueError when they cannot be loaded."""
+    path, dtype = resolve(options.model), options.dtype
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype="auto" if dtype == "auto" else getattr(torch, dtype)
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"model={options.model!r} cannot be loaded ({error}); give a folder that "
+            "save_pretrained wrote, a committed checkpoint, or a model's name"
+        ) from error
+    return model.to(options.device).eval(), tokenizer
 
 
 class Server(uvicorn.Server):
