@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
+from http_client import Client
 from local_server import listening
 
 from spark import LocalEngine
@@ -14,7 +16,8 @@ from spark.core import Tree
 from spark.engines.http import HTTPEngine
 from spark.recipes import RECIPES
 from spark.recipes.policy import load_policy
-from spark.recipes.session import Session
+from spark.recipes.session import Session, make_source
+from spark.rollout.chat import Chat
 from spark.rollout.config import RolloutConfig
 from spark.serve.app import make_app
 from spark.serve.limits import Limits
@@ -68,3 +71,34 @@ def same_tree(ours: Tree, theirs: Tree) -> None:
     assert not ours.info["errors"]
     for name in ("generated", "reused", "forks", "leaves"):
         assert ours.info[name] == theirs.info[name]
+
+
+def test_a_tag_forks_right_behind_itself(url: str) -> None:
+    _, tokenizer = load_policy(RECIPE.model)
+    tag = "</explore>"
+    source = make_source(RECIPE.env)
+    observation, _ = source.make().reset(source.tasks("L0", 1)[0], 0)
+
+    async def check() -> None:
+        async with Client(url) as client:
+            body = {
+                "prompt": Chat(tokenizer, template=RECIPE.model.template).prompt(observation),
+                "n": 8,
+                "max_tokens": 24,
+                "seed": 1,
+                "return_token_ids": True,
+                "branching": {"policy": "spark", "roots": 4, "width": 3},
+            }
+            answer = await client.good(body)
+            events = await client.stream(body)
+            heads = [node for node in answer["branching"]["nodes"] if node["stop"] == "fork"]
+            assert heads and len(answer["choices"]) > 4
+            for head in heads:
+                assert tokenizer.decode(head["token_ids"]).endswith(tag)
+                assert head["trigger"] == "explore"
+                assert tokenizer.decode(head["token_ids"]).count(tag) == 1
+            assert events[-1]["branching"]["nodes"] == answer["branching"]["nodes"]
+            other = body | {"branching": {"policy": "spark", "roots": 4, "trigger": "<nothing>"}}
+            assert len((await client.good(other))["choices"]) == 4
+
+    asyncio.run(check())
