@@ -24,6 +24,8 @@ class ArmAccount:
     forks: int = 0
     rollout_wall_s: float = 0.0
     train_wall_s: float = 0.0
+    env_wall_s: float = 0.0
+    """Part of the rollout's: waiting for environments to step, summed over trajectories."""
 
     def add(self, tree: Tree) -> None:
         """Add what growing `tree` cost."""
@@ -33,6 +35,7 @@ class ArmAccount:
         self.forks += tree.info["forks"]
         self.env_steps += tree.info["env_steps"]
         self.env_steps_replayed += tree.info["env_steps_replayed"]
+        self.env_wall_s += tree.info["env_seconds"]
 
     @property
     def seconds(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from spark.branching.base import Budget
@@ -82,7 +83,9 @@ class Player:
         node.invalid = command is None or (t.admissible is not None and command not in t.admissible)
         t.invalid += node.invalid
         if command is not None:
+            asked = time.perf_counter()
             answer = await ask(t.env, "step", command, seconds=self.config.step_seconds)
+            self.record.account.env_seconds += time.perf_counter() - asked
             said, reward, terminated, truncated, info = answer
             observation = text_of(said)
             t.steps += 1

@@ -22,6 +22,8 @@ class Account:
     """Children made by branching, beyond the trajectory that goes on."""
     env_steps: int = 0
     env_steps_replayed: int = 0
+    env_seconds: float = 0.0
+    """Seconds from asking environments to step to their answers, summed."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -17,7 +17,7 @@ from spark.rollout.store import load_trees
 
 pytest.importorskip("alfworld")
 
-CLOCKS = ("rollout_wall_s", "train_wall_s")
+CLOCKS = ("rollout_wall_s", "train_wall_s", "env_wall_s")
 
 
 def micro(**changes: Any) -> Recipe:

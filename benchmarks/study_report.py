@@ -1,0 +1,167 @@
+"""`python -m benchmarks.study_report`: the tables and plots of docs/study.md from the results."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from benchmarks.results import ROOT
+from benchmarks.statistics import bootstrap, paired_p
+from benchmarks.study import RESULTS
+
+PAGE = ROOT / "docs" / "study.md"
+BASELINE = "chain"
+COLOURS = ["#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#e377c2", "#7f7f7f"]
+WIDTH, HEIGHT, MARGIN = 640, 320, 48
+Runs = dict[str, list[dict[str, Any]]]
+"""Arm -> its runs, by seed."""
+
+
+def by_arm(data: dict[str, Any]) -> Runs:
+    """Return the runs of every arm, in the order of the file."""
+    arms: Runs = defaultdict(list)
+    for run in data["runs"]:
+        arms[run["arm"]].append(run)
+    return {arm: sorted(runs, key=lambda run: run["seed"]) for arm, runs in arms.items()}
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def success_table(arms: Runs) -> str:
+    """Return success per arm and split, with 90 % intervals and the paired test against chains."""
+    splits = list(next(iter(arms.values()))[0]["success"])
+    rows = []
+    for arm, runs in arms.items():
+        cells = [arm, str(len(runs))]
+        for split in splits:
+            values = [run["success"][split] for run in runs]
+            low, high = bootstrap(values)
+            cells.append(f"{fmean(values):.1%} [{low:.1%}, {high:.1%}]{against(arms, arm, split)}")
+        rows.append(cells)
+    start = [fmean(run["start"][s] for runs in arms.values() for run in runs) for s in splits]
+    rows.append(["start", "", *(f"{value:.1%}" for value in start)])
+    return table(["arm", "seeds", *splits], rows)
+
+
+def against(arms: Runs, arm: str, split: str) -> str:
+    """Return the paired p-value of `arm` against the baseline over the seeds both have."""
+    base = {run["seed"]: run["success"][split] for run in arms.get(BASELINE, [])}
+    pairs = [(r["success"][split], base[r["seed"]]) for r in arms[arm] if r["seed"] in base]
+    if arm == BASELINE or len(pairs) < 2:
+        return ""
+    return f", p={paired_p(*zip(*pairs, strict=True)):.2f}"
+
+
+def cost_table(arms: Runs) -> str:
+    """Return what an arm cost, on average over its seeds."""
+    tokens, seconds = ("generated", "prefilled", "reused", "trained"), ("rollout", "train", "env")
+    counts = ("episodes", "forks", "env_steps", "env_steps_replayed")
+    rows = []
+    for arm, runs in arms.items():
+        cells = [f"{fmean(run['tokens'][name] for run in runs):,.0f}" for name in tokens]
+        cells += [f"{fmean(run[name] for run in runs):,.0f}" for name in counts]
+        cells += [f"{fmean(run['seconds'][name] for run in runs):,.0f}" for name in seconds]
+        rows.append([arm, *cells])
+    units = [f"{name} tokens" for name in tokens], [f"{name} s" for name in seconds]
+    names = [name.replace("_", " ") for name in counts]
+    return table(["arm", *units[0], *names, *units[1]], rows)
+
+
+def pass_table(arms: Runs) -> str:
+    """Return pass@k per arm."""
+    ks = list(next(iter(arms.values()))[0]["pass_at_k"])
+    rows = [
+        [arm, *(f"{fmean(run['pass_at_k'][k] for run in runs):.1%}" for k in ks)]
+        for arm, runs in arms.items()
+    ]
+    return table(["arm", *(f"pass@{k}" for k in ks)], rows)
+
+
+def trigger_table(arms: Runs) -> str:
+    """Return which share of an arm's forks lies in which quarter of the turns and of training."""
+    rows = []
+    for arm, runs in arms.items():
+        cells = []
+        for axis in ("by_turn", "by_step"):
+            quarters = [0, 0, 0, 0]
+            for run in runs:
+                found = {int(at): count for at, count in run["triggers"][axis].items()}
+                last = max(found, default=0) + 1
+                for at, count in found.items():
+                    quarters[at * 4 // last] += count
+            total = sum(quarters)
+            cells.append(" ".join(f"{count / total:.0%}" for count in quarters) if total else "")
+        if any(cells):
+            rows.append([arm, *cells])
+    return table(["arm", "forks by quarter of the turns", "by quarter of the training"], rows)
+
+
+def curves(arms: Runs, axis: str) -> str:
+    """Return success against `axis` ("tokens" or "seconds") as SVG: one line per arm."""
+    lines = {arm: mean_curve(runs, axis) for arm, runs in arms.items()}
+    points = [point for line in lines.values() for point in line]
+    right = max((x for x, _ in points), default=1.0) or 1.0
+    top = max((y for _, y in points), default=1.0) or 1.0
+    shapes = []
+    for number, (arm, line) in enumerate(lines.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        places = " ".join(
+            f"{MARGIN + x / right * (WIDTH - 2 * MARGIN):.1f},"
+            f"{HEIGHT - MARGIN - y / top * (HEIGHT - 2 * MARGIN):.1f}"
+            for x, y in line
+        )
+        shapes.append(f'<polyline points="{places}" fill="none" stroke="{colour}"/>')
+        y = MARGIN + 14 * number
+        shapes.append(f'<text x="{WIDTH - MARGIN}" y="{y}" fill="{colour}">{arm}</text>')
+    shapes.append(f'<text x="{MARGIN}" y="{HEIGHT - 16}">0 to {right:,.0f} {axis}</text>')
+    shapes.append(f'<text x="{MARGIN}" y="20">success, 0 to {top:.0%}</text>')
+    frame = f'viewBox="0 0 {WIDTH + 2 * MARGIN} {HEIGHT}" font-size="11" font-family="sans-serif"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {frame}>{"".join(shapes)}</svg>\n'
+
+
+def mean_curve(runs: list[dict[str, Any]], axis: str) -> list[tuple[float, float]]:
+    """Return (cost, success) averaged over seeds, at the steps that all seeds have reached."""
+    shared = min((len(run["curve"]) for run in runs), default=0)
+    return [
+        (
+            fmean(run["curve"][at][axis] for run in runs),
+            fmean(run["curve"][at]["success"] for run in runs),
+        )
+        for at in range(shared)
+    ]
+
+
+def section(name: str, data: dict[str, Any], folder: Path) -> str:
+    """Return the part of the page on one results file; writes its plots into `folder`."""
+    arms = by_arm(data)
+    budgets = sorted({f"{run['budget']:,.0f} {run['stop']}" for run in data["runs"]})
+    parts = [f"## {name}", f"`{data['command']}` at {data['git']}; stop: {', '.join(budgets)}."]
+    parts += ["Success (mean over seeds, 90 % bootstrap interval, paired p against chains):"]
+    parts += [success_table(arms), "What it cost, means over seeds:", cost_table(arms)]
+    if any(run["curve"] for run in data["runs"]):
+        for axis in ("tokens", "seconds"):
+            plot = folder / f"study_{name}_{axis}.svg"
+            plot.write_text(curves(arms, axis))
+            parts.append(f"![Success against {axis}]({plot.name})")
+    parts += ["Success of the final policy in k tries:", pass_table(arms)]
+    parts += ["Where trees branched:", trigger_table(arms)]
+    return "\n\n".join(parts)
+
+
+def write(results: Path = RESULTS, page: Path = PAGE) -> None:
+    """Replace what stands after the marker of `page` with the tables of all results files."""
+    head, mark, _ = page.read_text().partition("<!-- study -->")
+    files = sorted(results.glob("*.json"))
+    parts = [section(path.stem, json.loads(path.read_text()), page.parent) for path in files]
+    page.write_text(head + mark + "\n" + "\n\n".join(parts) + "\n")
+
+
+if __name__ == "__main__":
+    write()

@@ -1,0 +1,92 @@
+"""The study in small: arms, resume, the results file, the page; and its statistics."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import study, study_report
+from benchmarks.statistics import bootstrap, paired_p, pass_at_k
+from benchmarks.study import Run, configured
+from spark.recipes import METHODS, RECIPES
+
+BASE = RECIPES["first_light_smoke"]()
+
+
+def test_arms_may_have_settings_of_their_own() -> None:
+    recipe = configured(BASE, "spark_paced+roots=2+lr=1e-4+pacing=first_come")
+    assert (recipe.rollout.roots, recipe.train.lr, recipe.rollout.pacing) == (2, 1e-4, "first_come")
+    assert configured(BASE, "tree_grpo") == METHODS["tree_grpo"](BASE)
+    with pytest.raises(ValueError, match="'temper' is no setting"):
+        configured(BASE, "chain+temper=1")
+    with pytest.raises(ValueError, match="unknown method 'chains'"):
+        configured(BASE, "chains")
+    run = Run(env="alfworld_smoke", arm="chain", seed=3, stop="seconds", budget=9.0)
+    assert (run.recipe().budget_tokens, run.recipe().budget_seconds) == (None, 9.0)
+
+
+def test_bootstrap_intervals() -> None:
+    assert bootstrap([0.4] * 5) == pytest.approx((0.4, 0.4))
+    low, high = bootstrap([0.0, 1.0] * 50)
+    # a share of 100 coin flips: 0.5 +- 1.645 * 0.05
+    assert abs(low - 0.418) < 0.02 and abs(high - 0.582) < 0.02
+    assert bootstrap([0.1, 0.5, 0.2]) == bootstrap([0.1, 0.5, 0.2])
+
+
+def test_paired_test_by_hand() -> None:
+    assert paired_p([0.5, 0.6, 0.7], [0.4, 0.4, 0.4]) == pytest.approx(2 / 8)
+    assert paired_p([0.5, 0.3], [0.4, 0.4]) == pytest.approx(1.0)
+    assert paired_p([1.0] * 5, [0.0] * 5) == pytest.approx(2 / 32)
+
+
+def test_pass_at_k_by_hand() -> None:
+    assert pass_at_k(0, 8, 4) == 0.0
+    assert pass_at_k(1, 4, 1) == pytest.approx(0.25)
+    assert pass_at_k(2, 4, 2) == pytest.approx(1 - (2 / 4) * (1 / 3))
+    assert pass_at_k(1, 8, 8) == 1.0
+
+
+@pytest.mark.slow
+def test_the_study_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("alfworld")
+    monkeypatch.setattr(study, "PASS_GAMES", 2)
+    monkeypatch.setattr(study, "RUNS", tmp_path / "runs")
+    # processes of their own would not see the patches
+    monkeypatch.setattr(study.subprocess, "run", lambda *a, **k: study.play(current[0]))
+    current: list[Run] = []
+    finished = study.finished
+
+    def one(run: Run) -> dict:
+        current[:] = [run]
+        return finished(run)
+
+    monkeypatch.setattr(study, "finished", one)
+    arms = ("chain", "spark_paced")
+    runs = [
+        Run(env="alfworld_smoke", arm=arm, seed=s, stop="tokens", budget=2500, every=1)
+        for s in range(2)
+        for arm in arms
+    ]
+    path = study.study(runs, "small", "by a test", 1, tmp_path / "results")
+    data = json.loads(path.read_text())
+    assert [(run["arm"], run["seed"]) for run in data["runs"]] == [(r.arm, r.seed) for r in runs]
+    for run in data["runs"]:
+        assert set(run["success"]) == {"L0", "L1", "L2"} == set(run["start"])
+        assert run["tokens"]["generated"] >= 2500 and run["episodes"] > 0
+        assert 0 < run["seconds"]["env"] < run["seconds"]["rollout"] * 40
+        assert run["curve"] and all(0 <= point["success"] <= 1 for point in run["curve"])
+        assert set(run["pass_at_k"]) == {"1", "2", "4", "8"}
+    chain, paced = data["runs"][:2]
+    assert chain["forks"] == 0 < paced["forks"] == sum(paced["triggers"]["by_turn"].values())
+    assert chain["start"] == paced["start"]
+    again = study.study(runs, "small", "by a test", 1, tmp_path / "results")
+    assert json.loads(again.read_text())["runs"] == data["runs"], "finished runs are kept"
+    page = tmp_path / "study.md"
+    page.write_text("# Head\n<!-- study -->\nold")
+    study_report.write(tmp_path / "results", page)
+    text = page.read_text()
+    assert text.startswith("# Head") and "old" not in text
+    assert "| chain | 2 |" in text and "p=" in text and "pass@8" in text
+    assert (tmp_path / "study_small_tokens.svg").read_text().count("<polyline") == 2
