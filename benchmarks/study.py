@@ -100,8 +100,6 @@ def described(run: Run) -> dict[str, Any]:
     lines = [json.loads(x) for x in (run.folder / "metrics.jsonl").read_text().splitlines()]
     names = ("generated", "prefilled", "reused", "trained")
     counts = ("forks", "env_steps", "env_steps_replayed")
-    points = [line for line in lines if line["phase"] == "curve"]
-    split = run.recipe().eval.curve
     return {
         "env": run.env,
         "arm": run.arm,
@@ -114,18 +112,29 @@ def described(run: Run) -> dict[str, Any]:
         "tokens": {name: summary[f"{name}_tokens"] for name in names},
         "seconds": {name: summary[f"{name}_wall_s"] for name in ("rollout", "train", "env")},
         **{name: summary[name] for name in counts},
-        "curve": [
-            {
-                "step": point["step"],
-                "tokens": point["trained_on_tokens"],
-                "seconds": point["trained_on_seconds"],
-                "success": point[f"curve_{split}"],
-            }
-            for point in points
-        ],
+        "curve": curve(summary, lines, run.recipe().eval.curve),
         "triggers": triggers(run),
         "pass_at_k": sampled_success(run),
     }
+
+
+def curve(summary: dict[str, Any], lines: list[Any], split: str) -> list[dict[str, Any]]:
+    """Return success against what it cost, from the start to the end."""
+    names = {"trained_on_tokens": "tokens", "trained_on_seconds": "seconds", "step": "step"}
+    names[f"curve_{split}"] = "success"
+    way = [
+        {short: line[name] for name, short in names.items()}
+        for line in lines
+        if line["phase"] == "curve"
+    ]
+    start = {"tokens": 0, "seconds": 0.0, "step": 0, "success": summary["success_before"][split]}
+    end = {
+        "tokens": summary["generated_tokens"],
+        "seconds": summary["rollout_wall_s"] + summary["train_wall_s"],
+        "step": sum(line["phase"] == "train" for line in lines),
+        "success": summary["success_after"][split],
+    }
+    return [start, *way, end]
 
 
 def triggers(run: Run) -> dict[str, dict[int, int]]:
@@ -156,19 +165,24 @@ def sampled_success(run: Run) -> dict[int, float]:
 
 
 def finished(run: Run) -> dict[str, Any]:
-    """Return the record of a run, which is started or resumed in a process where needed."""
+    """Return the record of a run, which is started or resumed where needed."""
     record = run.folder / "record.json"
     if not record.exists():
-        run.folder.mkdir(parents=True, exist_ok=True)
-        code = f"from benchmarks.study import Run, play; play({run!r})"
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        with (run.folder / "log.txt").open("a") as log:
-            command = [sys.executable, "-c", code]
-            subprocess.run(
-                command, cwd=results.ROOT, env=environment, stdout=log, stderr=log, check=True
-            )
+        start(run)
     loaded: dict[str, Any] = json.loads(record.read_text())
     return loaded
+
+
+def start(run: Run) -> None:
+    """Play `run` in a process with one thread."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    code = f"from benchmarks.study import Run, play; play({run!r})"
+    command = [sys.executable, "-c", code]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with (run.folder / "log.txt").open("a") as log:
+        subprocess.run(
+            command, cwd=results.ROOT, env=environment, stdout=log, stderr=log, check=True
+        )
 
 
 def study(runs: list[Run], name: str, command: str, jobs: int, folder: Path = RESULTS) -> Path:

@@ -107,8 +107,8 @@ def curves(arms: Runs, axis: str) -> str:
     """Return success against `axis` ("tokens" or "seconds") as SVG: one line per arm."""
     lines = {arm: mean_curve(runs, axis) for arm, runs in arms.items()}
     points = [point for line in lines.values() for point in line]
-    right = max((x for x, _ in points), default=1.0) or 1.0
-    top = max((y for _, y in points), default=1.0) or 1.0
+    right = max(x for x, _ in points)
+    top = max(y for _, y in points) or 1.0
     shapes = []
     for number, (arm, line) in enumerate(lines.items()):
         colour = COLOURS[number % len(COLOURS)]
@@ -127,14 +127,15 @@ def curves(arms: Runs, axis: str) -> str:
 
 
 def mean_curve(runs: list[dict[str, Any]], axis: str) -> list[tuple[float, float]]:
-    """Return (cost, success) averaged over seeds, at the steps that all seeds have reached."""
-    shared = min((len(run["curve"]) for run in runs), default=0)
+    """Return (cost, success) averaged over seeds: the points all of them have, and the end."""
+    shared = min(len(run["curve"]) for run in runs)
+    places = [*range(shared - 1), -1]
     return [
         (
             fmean(run["curve"][at][axis] for run in runs),
             fmean(run["curve"][at]["success"] for run in runs),
         )
-        for at in range(shared)
+        for at in places
     ]
 
 
@@ -145,11 +146,10 @@ def section(name: str, data: dict[str, Any], folder: Path) -> str:
     parts = [f"## {name}", f"`{data['command']}` at {data['git']}; stop: {', '.join(budgets)}."]
     parts += ["Success (mean over seeds, 90 % bootstrap interval, paired p against chains):"]
     parts += [success_table(arms), "What it cost, means over seeds:", cost_table(arms)]
-    if any(run["curve"] for run in data["runs"]):
-        for axis in ("tokens", "seconds"):
-            plot = folder / f"study_{name}_{axis}.svg"
-            plot.write_text(curves(arms, axis))
-            parts.append(f"![Success against {axis}]({plot.name})")
+    for axis in ("tokens", "seconds"):
+        plot = folder / f"study_{name}_{axis}.svg"
+        plot.write_text(curves(arms, axis))
+        parts.append(f"![Success against {axis}]({plot.name})")
     parts += ["Success of the final policy in k tries:", pass_table(arms)]
     parts += ["Where trees branched:", trigger_table(arms)]
     return "\n\n".join(parts)

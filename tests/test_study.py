@@ -53,19 +53,11 @@ def test_the_study_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     pytest.importorskip("alfworld")
     monkeypatch.setattr(study, "PASS_GAMES", 2)
     monkeypatch.setattr(study, "RUNS", tmp_path / "runs")
-    # processes of their own would not see the patches
-    monkeypatch.setattr(study.subprocess, "run", lambda *a, **k: study.play(current[0]))
-    current: list[Run] = []
-    finished = study.finished
-
-    def one(run: Run) -> dict:
-        current[:] = [run]
-        return finished(run)
-
-    monkeypatch.setattr(study, "finished", one)
+    # a process of its own would not see the patches
+    monkeypatch.setattr(study, "start", study.play)
     arms = ("chain", "spark_paced")
     runs = [
-        Run(env="alfworld_smoke", arm=arm, seed=s, stop="tokens", budget=2500, every=1)
+        Run(env="alfworld_smoke", arm=arm, seed=s, stop="tokens", budget=5500, every=1)
         for s in range(2)
         for arm in arms
     ]
@@ -74,9 +66,14 @@ def test_the_study_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert [(run["arm"], run["seed"]) for run in data["runs"]] == [(r.arm, r.seed) for r in runs]
     for run in data["runs"]:
         assert set(run["success"]) == {"L0", "L1", "L2"} == set(run["start"])
-        assert run["tokens"]["generated"] >= 2500 and run["episodes"] > 0
+        assert run["tokens"]["generated"] >= 5500 and run["episodes"] > 0
         assert 0 < run["seconds"]["env"] < run["seconds"]["rollout"] * 40
-        assert run["curve"] and all(0 <= point["success"] <= 1 for point in run["curve"])
+        first, *_, last = run["curve"]
+        assert (first["tokens"], first["success"]) == (0, run["start"]["L0"])
+        assert last["tokens"] == run["tokens"]["generated"]
+        assert last["success"] == run["success"]["L0"]
+        costs = [point["seconds"] for point in run["curve"]]
+        assert costs == sorted(costs)
         assert set(run["pass_at_k"]) == {"1", "2", "4", "8"}
     chain, paced = data["runs"][:2]
     assert chain["forks"] == 0 < paced["forks"] == sum(paced["triggers"]["by_turn"].values())
