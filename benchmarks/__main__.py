@@ -14,7 +14,8 @@ from rich.table import Table
 
 from benchmarks import results
 
-TOOLS = {"__main__", "harness", "results", "served", "statistics", "study", "study_report"}
+TOOLS = {"__main__", "harness", "recorded", "results", "served"}
+TOOLS |= {"statistics", "study", "study_report"}
 # run by name, each in the environment of its engine's tests
 ENGINES = {"sglang", "vllm"}
 

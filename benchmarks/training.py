@@ -10,7 +10,6 @@ leaves forward over what is unique. Packing counts as part of the step.
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,24 +20,19 @@ from torch import nn
 from torch.optim import AdamW
 from transformers import PreTrainedModel
 
-from benchmarks.engine import VOCAB, random_model
+from benchmarks.engine import random_model
 from benchmarks.harness import Case, Timing, interleave
-from spark.core import Node, Tree
+from benchmarks.recorded import Forest, packed, per_leaf, per_prompt, recorded
+from spark.core import Tree
 from spark.recipes.config import LoraConfig
 from spark.recipes.policy import with_lora
-from spark.train.attention import use_tree_attention
-from spark.train.credit import CreditConfig, Term, credit
+from spark.train.attention import hidden_keys, use_tree_attention
 from spark.train.pack import Row, pack
-from spark.train.policy import token_logprobs
-from spark.train.replay import chain_of
+from spark.train.policy import token_loss
 from spark.train.trainer import base_model
 
-Forest = list[tuple[Tree, list[list[Term]]]]
-PROMPT, TURN, SAID = 64, 48, 16
-"""Tokens of the prompt, of a turn, and of the decision in it."""
 # turns that all leaves share, turns of a leaf's own, leaves of a tree: the bound, about
 SHAPES = {1.5: (4, 3, 3), 2: (8, 4, 4), 4: (16, 2, 6), 8: (24, 1, 12)}
-TREES = 2
 WHOLE = 1 << 20
 
 
@@ -51,11 +45,12 @@ class Setting:
     dtype: str = "float32"
     lora: int = 0
     row_tokens: int = WHOLE
+    trees: int = 2
 
 
 SETTINGS = [
     *(Setting(sharing=sharing) for sharing in SHAPES),
-    *(Setting(sharing=sharing, size="27M") for sharing in SHAPES),
+    Setting(sharing=2, size="27M", trees=1),
     Setting(sharing=4, dtype="bfloat16"),
     Setting(sharing=4, lora=8),
     # gradients accumulated over rows: trees are cut at nodes where they do not fit
@@ -74,7 +69,7 @@ def run(quick: bool = False) -> list[Case]:
 
 def step_cases(setting: Setting, rounds: int) -> list[Case]:
     """Compare the three ways in one setting."""
-    forest = [recorded(*SHAPES[setting.sharing], seed) for seed in range(TREES)]
+    forest = [recorded(*SHAPES[setting.sharing], seed) for seed in range(setting.trees)]
     model = prepared(setting)
     ways = {"packed": packed(forest), "leaves": per_leaf(forest), "prompt": per_prompt(forest)}
     tokens = {name: forwarded(way, setting) for name, way in ways.items()}
@@ -86,88 +81,23 @@ def step_cases(setting: Setting, rounds: int) -> list[Case]:
         steps[name] = partial(step, own, AdamW(trained(own), lr=1e-6), way, setting)
     memory = {name: kept_bytes(model, way, setting) for name, way in ways.items()}
     steps["packing"] = lambda: rows_of(ways["packed"], setting)
+    layers, rows = base_model(model).config.num_hidden_layers, rows_of(ways["packed"], setting)
+    steps["masks"] = lambda: [masks(row) for row in rows for _ in range(layers)]
     times = interleave(steps, rounds=rounds, warmup=1)
     return cases(setting, forest, times, tokens, memory)
-
-
-def recorded(shared: int, own: int, leaves: int, seed: int) -> Tree:
-    """Return a tree of `shared` turns, then `leaves` branches of `own` turns, half of them won."""
-    rng = random.Random(seed)
-
-    def given(parent: int | None, count: int, said: int) -> Node:
-        tokens = [rng.randrange(VOCAB) for _ in range(count)]
-        sampled = [at < said for at in range(count)]
-        logprobs = [-1.0 if drawn else 0.0 for drawn in sampled]
-        zeros = [0.0] * count
-        return Node(
-            parent=parent,
-            tokens=tokens,
-            sampled=sampled,
-            logprobs=logprobs,
-            log_kept_mass=zeros,
-            entropies=zeros,
-        )
-
-    tree = Tree(task="recorded", seed=seed, nodes=[given(None, PROMPT, 0)])
-    for turn in range(shared):
-        tree.nodes.append(given(turn, TURN, SAID))
-    for leaf in range(leaves):
-        parent = shared
-        for _ in range(own):
-            tree.nodes.append(given(parent, TURN, SAID))
-            parent = len(tree.nodes) - 1
-        tree.nodes[-1] = replace(tree.nodes[-1], done=True, reward=float(leaf % 2))
-    return tree
-
-
-def packed(forest: list[Tree]) -> Forest:
-    """Return whole trees with merged terms."""
-    return [(tree, credit(tree, CreditConfig())) for tree in forest]
-
-
-def per_leaf(forest: list[Tree]) -> Forest:
-    """Return every path as a tree of its own, with the leaf's own terms."""
-    paths: Forest = []
-    for tree in forest:
-        terms = credit(tree, CreditConfig(once_per_leaf=True))
-        for place, leaf in enumerate(tree.leaves()):
-            own = [terms[index][place if shared else 0] for index, shared in path(tree, leaf)]
-            paths.append((chain_of(tree, leaf), [[term] for term in own]))
-    return paths
-
-
-def path(tree: Tree, leaf: int) -> list[tuple[int, bool]]:
-    """Return the nodes of a path, and whether all leaves of the tree share each."""
-    shared = len(tree.path(leaf)) - own_turns(tree, leaf)
-    return [(index, depth < shared) for depth, index in enumerate(tree.path(leaf))]
-
-
-def own_turns(tree: Tree, leaf: int) -> int:
-    """Return how many nodes at the end of a path no other leaf has."""
-    fork = max(index for index, kids in enumerate(tree.children()) if len(kids) > 1)
-    return len(tree.path(leaf)) - len(tree.path(fork))
-
-
-def per_prompt(forest: list[Tree]) -> Forest:
-    """Return every tree with the prompt shared and the rest of each path by itself."""
-    trees: Forest = []
-    chains = iter(per_leaf(forest))
-    for tree in forest:
-        flat = Tree(task=tree.task, seed=tree.seed, nodes=[tree.nodes[0]])
-        flat_terms: list[list[Term]] = [[]]
-        for _ in tree.leaves():
-            chain, terms = next(chains)
-            start = len(flat.nodes) - 1
-            for index, node in enumerate(chain.nodes[1:], start=1):
-                flat.nodes.append(replace(node, parent=start + index - 1 if index > 1 else 0))
-                flat_terms.append(terms[index])
-        trees.append((flat, flat_terms))
-    return trees
 
 
 def rows_of(way: Forest, setting: Setting) -> list[Row]:
     """Pack a way's trees."""
     return pack([tree for tree, _ in way], [terms for _, terms in way], setting.row_tokens)
+
+
+def masks(row: Row) -> None:
+    """Make the masks of one layer's attention."""
+    for index, segment in enumerate(row.segments):
+        above = [row.segments[part] for part in row.ancestry(index)]
+        keys = sum(part.stop - part.start for part in above)
+        hidden_keys(segment.stop - segment.start, keys, None)
 
 
 def forwarded(way: Forest, setting: Setting) -> int:
@@ -192,10 +122,18 @@ def backward(model: nn.Module, way: Forest, setting: Setting) -> None:
     total = sum(float(row.weight.sum()) for row in rows)
     network: PreTrainedModel = base_model(model)
     for row in rows:
-        with torch.autocast("cpu", torch.bfloat16, enabled=setting.dtype == "bfloat16"):
-            logprobs = token_logprobs(network, row)
-        gain = (row.weight * row.advantage * logprobs[row.term_target]).sum()
-        (-gain / total).backward()
+        forward(network, row, total, setting).backward()
+
+
+def forward(network: PreTrainedModel, row: Row, total: float, setting: Setting) -> torch.Tensor:
+    """Return a row's share of the loss."""
+
+    def share(logprob: torch.Tensor, entropy: torch.Tensor, part: slice) -> torch.Tensor:
+        own = row.part(part)
+        return -(own.weight * own.advantage * logprob[own.term_target]).sum() / total
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=setting.dtype == "bfloat16"):
+        return token_loss(network, row, share)
 
 
 def step(model: nn.Module, optimizer: AdamW, way: Forest, setting: Setting) -> None:
@@ -232,11 +170,8 @@ def kept_bytes(model: nn.Module, way: Forest, setting: Setting) -> int:
                 kept[storage.data_ptr()] = storage.nbytes()
             return tensor
 
-        with (
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-            torch.autocast("cpu", torch.bfloat16, enabled=setting.dtype == "bfloat16"),
-        ):
-            graph = token_logprobs(base_model(model), row)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            graph = forward(base_model(model), row, 1.0, setting)
         most = max(most, sum(kept.values()))
         del graph
     return most
@@ -251,11 +186,11 @@ def cases(
 ) -> list[Case]:
     """Turn times and counts into rows."""
     unique = sum(len(node.tokens) for tree in forest for node in tree.nodes)
-    case: dict[str, Any] = {"model": setting.size, "dtype": setting.dtype, "trees": TREES}
+    case: dict[str, Any] = {"model": setting.size, "dtype": setting.dtype, "trees": setting.trees}
     case |= {"lora": setting.lora} if setting.lora else {}
     case |= {"row": setting.row_tokens} if setting.row_tokens != WHOLE else {}
     case |= {"unique": unique, "bound": round(tokens["leaves"] / unique, 2)}
-    packing, mine = times.pop("packing"), times.pop("packed")
+    mine, packing, hidden = (times.pop(name) for name in ("packed", "packing", "masks"))
     floor = times["leaves"].median * unique / tokens["leaves"]
     # the targets are for whole trees; cutting them costs what the row of tokens says
     whole = setting.row_tokens == WHOLE
@@ -272,19 +207,30 @@ def cases(
         target={"floor": 0.8} if whole else None,
         met=floor / mine.median >= 0.8 if whole else None,
     )
-    share = {"1% of the step": 0.01 * mine.median / packing.median}
-    masks = Case(
-        op="train_pack",
-        case=case,
-        metric="packing and masks",
-        unit="ms",
-        ours=packing.scaled(1e3),
-        ratio=share,
-        target={"1% of the step": 1.0},
-        met=share["1% of the step"] >= 1,
-    )
+    parts = [
+        share_of_step(case, "packing", packing, mine, None),
+        share_of_step(case, "masks", hidden, mine, 1.0),
+    ]
     kept = counted(case, "kept for backward", "MB", {n: size / 1e6 for n, size in memory.items()})
-    return [time, masks, kept, counted(case, "forwarded", "tokens", {**tokens, "unique": unique})]
+    forward = counted(case, "forwarded", "tokens", {**tokens, "unique": unique})
+    return [time, *parts, kept, forward]
+
+
+def share_of_step(
+    case: dict[str, Any], name: str, part: Timing, whole: Timing, target: float | None
+) -> Case:
+    """Return what a part of the step costs beside one hundredth of it."""
+    ratio = {"1% of the step": 0.01 * whole.median / part.median}
+    return Case(
+        op=f"train_{name}",
+        case=case,
+        metric=name,
+        unit="ms",
+        ours=part.scaled(1e3),
+        ratio=ratio,
+        target={"1% of the step": target} if target else None,
+        met=ratio["1% of the step"] >= target if target else None,
+    )
 
 
 def counted(case: dict[str, Any], metric: str, unit: str, values: dict[str, float]) -> Case:

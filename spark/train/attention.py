@@ -72,7 +72,7 @@ def tree_attention(
         scores = scores.unflatten(1, (groups, size))
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
-        hidden = _hidden(size, own_keys.shape[1], sliding_window).to(scores.device)
+        hidden = hidden_keys(size, own_keys.shape[1], sliding_window).to(scores.device)
         weights = scores.masked_fill_(hidden, float("-inf")).softmax(-1)
         outputs.append((weights.flatten(1, 2) @ own_values).unflatten(1, (groups, size)))
     # [Hkv, G, T, D]
@@ -81,11 +81,11 @@ def tree_attention(
     return output.transpose(0, 1)[None], None
 
 
-def _hidden(queries: int, keys: int, window: int | None) -> Tensor:
+def hidden_keys(queries: int, keys: int, window: int | None) -> Tensor:
     """Return what the last `queries` of `keys` positions may not see, as bool [queries, keys]."""
-    distance = torch.arange(keys - queries, keys)[:, None] - torch.arange(keys)[None, :]
-    future = distance < 0
-    return future if window is None else future | (distance >= window)
+    everything = torch.ones(queries, keys, dtype=torch.bool)
+    future = everything.triu(keys - queries + 1)
+    return future if window is None else future | everything.tril(keys - queries - window)
 
 
 AttentionInterface.register(NAME, tree_attention)

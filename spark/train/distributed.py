@@ -29,10 +29,10 @@ from transformers import PreTrainedModel
 from spark.core import Node, Tree
 from spark.train.attention import use_tree_attention
 from spark.train.pack import Row, pack
-from spark.train.policy import token_logprobs
+from spark.train.policy import token_loss
 
 RowLoss = Callable[[Tensor, Row], Tensor]
-"""(log-probabilities [N], row) -> the summed loss of the row; it is divided by all weights."""
+"""(log-probabilities [N], row or a part of it) -> its summed loss, to be divided by all weights."""
 
 
 def join() -> tuple[int, int]:
@@ -82,8 +82,8 @@ class ShardedTrainer:
             fully_shard(layer, mesh=mesh)
         fully_shard(self.model, mesh=mesh)
         # the loss does not go through `forward`, where the root would gather its weights
-        self.model.tree_logprobs = MethodType(token_logprobs, self.model)
-        register_fsdp_forward_method(self.model, "tree_logprobs")
+        self.model.token_loss = MethodType(token_loss, self.model)
+        register_fsdp_forward_method(self.model, "token_loss")
         self.optimizer = optimizer(self.model.parameters())
         self._temperature, self._max_grad_norm = temperature, max_grad_norm
 
@@ -92,7 +92,7 @@ class ShardedTrainer:
 
         Args:
             rows: this rank's own, any number.
-            loss: summed loss of a row.
+            loss: summed loss of a row, or of some of its tokens.
 
         Raises ValueError when no rank has a row.
         """
@@ -100,16 +100,25 @@ class ShardedTrainer:
         steps, total = self._over_ranks(len(rows), dist.ReduceOp.MAX), self._over_ranks(weight)
         if not steps:
             raise ValueError("rows: no process has any; there is nothing to learn from")
-        device, value = next(self.model.parameters()).device, 0.0
+        value = 0.0
         for number in range(int(steps)):
             # all take part in every exchange: who has fewer rows adds one that weighs nothing
-            row = (rows[number] if number < len(rows) else _idle_row()).to(device)
+            row, factor = (rows[number], 1.0) if number < len(rows) else (_idle_row(), 0.0)
+
+            def share(
+                logprob: Tensor,
+                entropy: Tensor,
+                part: slice,
+                row: Row = row,
+                factor: float = factor,
+            ) -> Tensor:
+                # FSDP averages over the ranks
+                return loss(logprob, row.part(part)) * factor * self.world / total
+
             self.model.set_requires_gradient_sync(number + 1 == steps)
-            logprobs = self.model.tree_logprobs(row, self._temperature)
-            own = loss(logprobs, row) / total if number < len(rows) else 0.0 * logprobs.sum()
-            value += float(own.detach())
-            # FSDP averages over the ranks
-            (own * self.world).backward()
+            own = self.model.token_loss(row, share, self._temperature)
+            value += float(own.detach()) / self.world
+            own.backward()
         return self._over_ranks(value)
 
     def optim_step(self) -> float:
