@@ -10,7 +10,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 # the build tools of the environment come before the system's
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: setup run test test-slow test-vllm test-sglang lint format bench clean
+.PHONY: setup run test test-slow test-vllm test-sglang lint format bench gpu clean
 
 setup: $(VENV)/.built
 
@@ -102,6 +102,10 @@ format: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks
+
+# with the interpreter of a GPU machine, offline: make gpu PYTHON=python3
+gpu:
+	$(PYTHON) -m tools.gpu
 
 clean:
 	rm -rf $(VENV) build

@@ -26,7 +26,7 @@ def suites() -> list[str]:
     return sorted(module.name for module in found if module.name not in TOOLS)
 
 
-OURS = [name for name in suites() if name not in ENGINES]
+OURS = [name for name in suites() if name not in (*ENGINES, "gpu")]
 
 
 def show(result: dict) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 Run = Callable[[], object]
+Clock = Callable[[Run, int], float]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Case:
     """One row of a suite's results.
 
     ratio: baseline -> ours against it, above 1 = ours is better. floor: the least the machine
-    allows, in `unit`. target: the value asked for, judged by `met`.
+    allows, in `unit`. target: the value asked for, judged by `met`. error: largest absolute one
+    against fp64 of the same inputs.
 
     Example:
         Case(op="score", case={"B": 64, "V": 151936, "dtype": "float32"}, metric="time", unit="ms",
@@ -55,6 +57,7 @@ class Case:
     fraction_of_floor: float | None = None
     target: dict[str, Any] | None = None
     met: bool | None = None
+    error: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the case as plain data, as the results file holds it."""
@@ -62,22 +65,28 @@ class Case:
 
 
 def interleave(
-    variants: Mapping[str, Run], *, rounds: int = 15, warmup: int = 2, least: float = 2e-3
+    variants: Mapping[str, Run],
+    *,
+    rounds: int = 15,
+    warmup: int = 2,
+    least: float = 2e-3,
+    clock: Clock | None = None,
 ) -> dict[str, Timing]:
     """Time the variants in turns and return seconds per call.
 
     Fast calls are repeated until one measurement takes `least` seconds, so that the clock's own
     cost does not show. Turns keep a slow phase of the machine from hitting one variant only.
     """
+    clock = clock or timed
     repeats = {}
     for name, run in variants.items():
         for _ in range(warmup):
             run()
-        repeats[name] = max(1, round(least / max(timed(run, 1), 1e-9)))
+        repeats[name] = max(1, round(least / max(clock(run, 1), 1e-9)))
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name, run in variants.items():
-            seconds[name].append(timed(run, repeats[name]))
+            seconds[name].append(clock(run, repeats[name]))
     return {
         name: Timing(statistics.median(times), min(times), max(times), rounds)
         for name, times in seconds.items()
@@ -94,6 +103,17 @@ def timed(run: Run, repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
+def event_time(run: Run, repeats: int) -> float:
+    """Return seconds per call of `run` on the GPU, between two events of the current stream."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(repeats):
+        run()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3 / repeats
+
+
 def compare(
     *,
     op: str,
@@ -104,6 +124,7 @@ def compare(
     floor: Callable[[], float] | float | None = None,
     targets: Mapping[str, float] | None = None,
     rounds: int = 15,
+    clock: Clock | None = None,
 ) -> Case:
     """Check, then time `ours` against `baselines`; milliseconds.
 
@@ -114,7 +135,7 @@ def compare(
     variants: dict[str, Run] = {"ours": ours, **baselines}
     if callable(floor):
         variants["floor"] = floor
-    times = interleave(variants, rounds=rounds)
+    times = interleave(variants, rounds=rounds, clock=clock)
     mine = times.pop("ours")
     least = times.pop("floor").median if callable(floor) else floor
     ratio = {name: other.median / mine.median for name, other in times.items()}

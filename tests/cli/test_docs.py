@@ -28,6 +28,7 @@ ELSEWHERE = {
     "make format": "its tools are those of make lint",
     "make bench": "tests/test_benchmarks.py runs every suite in small (slow, CI)",
     ".ci/run": "CI",
+    "make gpu": "whoever has one; tests/test_benchmarks.py and the emulator run its code on a CPU",
 }
 
 
