@@ -94,11 +94,20 @@ def engines() -> list[Row]:
     """Return the engines that can be used."""
     from spark.engines import ENGINES
 
-    outside = {"vllm": "vllm", "sglang": "sglang"}
+    # engine -> the distribution it needs, and the extra that brings it
+    outside = {
+        "http": ("aiohttp", "serve"),
+        "vllm": ("vllm", "vllm"),
+        "sglang": ("sglang", "sglang"),
+    }
     rows = []
     for name in ENGINES:
-        version = installed(outside[name]) if name in outside else "built in"
-        rows.append((name, version or f"not installed: pip install '{DISTRIBUTION}[{name}]'"))
+        if name not in outside:
+            rows.append((name, "built in"))
+            continue
+        needs, extra = outside[name]
+        remedy = f"not installed: pip install '{DISTRIBUTION}[{extra}]'"
+        rows.append((name, f"{needs} {installed(needs)}" if installed(needs) else remedy))
     return rows
 
 
