@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.harness import Case, compare
+from benchmarks.harness import Case, compare, interleave
 from spark_kernels import BlockPool, tree_attention
 from spark_kernels.tree_attention.reference import tree_attention_reference
 
@@ -66,9 +67,19 @@ def decode(work: Work, rounds: int, target: float | None) -> Case:
         ours=lambda: step.attend(share=True),
         baselines={"unshared": lambda: step.attend(share=False)},
         correct=step.agrees,
+        floor=step.flops / matmul_flops(work.dtype),
         targets=None if target is None else {"unshared": target},
         rounds=rounds,
     )
+
+
+@cache
+def matmul_flops(dtype: torch.dtype) -> float:
+    """Return what torch's matrix product reaches here, in flop/s: the bound of the arithmetic."""
+    size = 1024
+    a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
+    seconds = interleave({"matmul": lambda: a @ b}, rounds=15)["matmul"].min
+    return 2 * size**3 / seconds
 
 
 def against_torch(work: Work, rounds: int) -> Case:
@@ -116,6 +127,8 @@ class Step:
         self.caches = [normal(pool.num_blocks, kv_heads, 16, dim) for _ in range(2)]
         self.out = torch.empty_like(self.q)
         self.scale = dim**-0.5
+        # two products of head_dim for every query head and visible key
+        self.flops = 4 * dim * heads * tokens * (work.prefix + work.own)
         self.tolerance = 1e-5 if work.dtype == torch.float32 else 1e-2
         self.case = {
             "model": work.model,
