@@ -25,6 +25,7 @@ FLAGS = {
     "cuda-graph-backend-prefill": "disabled",
     "log-level": "error",
     "random-seed": "0",
+    "branching": "spark",
 }
 
 

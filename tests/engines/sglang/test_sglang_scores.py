@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from offline import Offline, Output
-from tiny_models import VOCAB, direct_logits, prompt, tiny
+from tiny_models import VOCAB, direct_logits, prompt, tiny, tokenizer
 
 pytestmark = pytest.mark.sglang
 
@@ -182,3 +182,35 @@ def test_a_grammar_counts_as_kept_mass(single: Offline) -> None:
     entropy = -(whole.exp() * whole).sum(-1)
     assert torch.tensor(out.scores("entropy")).double() == pytest.approx(entropy, abs=5e-6)
     assert all(mass < -0.1 for mass in out.scores("log_kept_mass"))
+
+
+def test_choices_follow_their_tag_and_fork_half_way(engine: Offline) -> None:
+    tokens = prompt(17, 37)
+    free = engine.greedy(tokens, 20)
+    said = [tokenizer().decode(free[: end + 1]).rstrip() for end in range(20)]
+    # the first text of some length that nothing before it ends in
+    start = next(i for i in range(2, 20) if len(said[i]) > len(said[i - 1]))
+    opening = said[start][-4:]
+    assert not any(text.endswith(opening) for text in said[:start])
+    choices = [[50, 51, 52], [50, 40], [60]]
+    wire = {"opening": opening, "choices": choices, "before": []}
+
+    async def constrained() -> None:
+        how = {"tree": "choices", "score": True}
+        strangers = [engine.generate(prompt(9, 38), 20, regex="[a-e ]*") for _ in range(2)]
+        whole, *_ = await asyncio.gather(
+            engine.generate(tokens, 20, choices=wire, **how), *strangers
+        )
+        after = whole.tokens[start + 1 :]
+        assert whole.tokens[: start + 1] == free[: start + 1]
+        assert any(after[: len(choice)] == choice for choice in choices)
+        assert all(mass < 0 for mass in whole.scores("log_kept_mass")[start + 1 : start + 2])
+        at = start + 2
+        rest = wire | {"before": whole.tokens[:at]}
+        child = await engine.fork(whole, tokens, at, 20 - at, choices=rest, **how)
+        assert child.tokens == whole.tokens[at:]
+        bad = await engine.generate(tokens, 5, choices={"opening": "<a>", "choices": []})
+        assert "spark.choices.choices must be non-empty" in str(bad.error)
+        engine.release("choices")
+
+    engine.run(constrained())
