@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import random
 import re
 import shutil
 import signal
@@ -21,6 +22,7 @@ from spark.envs.scienceworld import ScienceWorldOptions
 from spark.envs.scienceworld.jvm import Jvm, Simulator
 from spark.envs.scienceworld.options import TaskName
 from spark.envs.scienceworld.source import ScienceWorldSource
+from spark.envs.walk import follow, walk
 
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="no java on the PATH")
 FIND, LIVES = "find-plant/3@easy", "lifespan-longest-lived/0@easy"
@@ -35,6 +37,19 @@ def source():
 @needs_java
 def test_conformance(source):
     conform(source, steps=3)
+
+
+@needs_java
+def test_texts_repeat_letter_by_letter(source):
+    """Objects keep their order; with random identity hashes every second such walk differs."""
+    env, twin = source.make(), source.make()
+    for task in (FIND, LIVES, "boil/0@easy"):
+        first, info = env.reset(task)
+        assert twin.reset(task) == (first, info)
+        trace = walk(env, info, random.Random(0), 12)
+        assert follow(twin, trace) == trace
+    env.close()
+    twin.close()
 
 
 @needs_java

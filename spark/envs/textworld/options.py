@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,6 +11,9 @@ from spark.seeds import derive_seed
 LEVELS = {"treasure_hunter": 30, "coin_collector": 300}
 """Challenge -> its highest level."""
 SPLITS = ("train", "L0", "L1", "L2")
+NAME = re.compile(
+    rf"({'|'.join(SPLITS)})/([0-9]+)/([0-9]+)@({'|'.join(LEVELS)})-([0-9]+)(-directions)?"
+)
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -68,17 +72,10 @@ class TaskName(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> TaskName:
         """Read a name back. Raises ValueError when it is none."""
-        path, _, kind = text.partition("@")
-        parts = path.split("/")
-        challenge, level, *rest = [*kind.split("-"), ""]
-        numbers = all(part.isdecimal() for part in [*parts[1:], level])
-        fits = len(parts) == 3 and parts[0] in SPLITS and numbers and challenge in LEVELS
-        if not fits or not 1 <= int(level) <= LEVELS[challenge] or rest[:-1] not in ([], RIGHT):
+        found = NAME.fullmatch(text)
+        if found is None or not 1 <= int(found[5]) <= LEVELS[found[4]]:
             raise ValueError(
                 f"task {text!r} is no TextWorld game; expected e.g. L0/0/17@treasure_hunter-5"
             )
-        split, seed, number = parts
-        return cls(split, int(seed), int(number), challenge, int(level), rest[:-1] == RIGHT)
-
-
-RIGHT = ["directions"]
+        split, seed, number, challenge, level, directions = found.groups()
+        return cls(split, int(seed), int(number), challenge, int(level), directions is not None)
