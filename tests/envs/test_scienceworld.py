@@ -173,8 +173,11 @@ def test_simulators_are_bounded_and_come_back(source):
         late.reset(FIND)
     envs[0].close()
     late.reset(FIND)
-    for env in (*envs, late):
-        env.close()
+    # one that is forgotten gives its simulator back too
+    del envs[1], env
+    source.make().reset(FIND)
+    for each in (*envs, late):
+        each.close()
 
 
 @needs_java

@@ -36,6 +36,8 @@ class ScienceWorldEnv(ReplayMixin):
         name = self._read(task)
         self.close()
         self._simulator = self._simulators.take(name)
+        # also when nobody closes the environment
+        self._give = weakref.finalize(self, self._simulators.give, self._simulator)
         self._score = self._simulator.score()
         return self._simulator.start, self._info(won=False)
 
@@ -56,7 +58,7 @@ class ScienceWorldEnv(ReplayMixin):
         """Give the simulator back."""
         if self._simulator is not None:
             self._leave()
-            self._simulators.give(self._simulator)
+            self._give()
         self._simulator = self._commands = None
 
     def _leave(self) -> None:
