@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from tiny_models import greedy, tiny, tokenizer
 
@@ -65,7 +67,11 @@ class Offline:
         (options or Options(branching="spark")).export()
         self.family = family
         self.page_size = settings.get("page_size", 1)
-        self.engine = sglang.Engine(model_path=str(model), **{**SETTINGS, **settings})
+        ranks = settings.get("tp_size", 1) * settings.get("dp_size", 1)
+        # on a machine with one memory node SGLang wants to be told each rank's cores
+        cores = "|".join(map(str, range(ranks))) if ranks > 1 else ""
+        with patch.dict(os.environ, {"SGLANG_CPU_OMP_THREADS_BIND": cores} if cores else {}):
+            self.engine = sglang.Engine(model_path=str(model), **{**SETTINGS, **settings})
         self.manager = self.engine.tokenizer_manager
         self._names = itertools.count()
 
