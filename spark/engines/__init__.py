@@ -8,5 +8,6 @@ ENGINES = Registry(
         "local": "spark.engines.local:LocalEngine",
         "http": "spark.engines.http:HTTPEngine",
         "sglang": "spark.engines.sglang.client:SGLangEngine",
+        "vllm": "spark.engines.vllm.client:VLLMEngine",
     },
 )

@@ -29,6 +29,8 @@ class Subject:
     context: int
     block_size: int
     vocab_size: int
+    recomputed: int = 0
+    """Most tokens that a child may compute again."""
 
 
 class Only:
@@ -94,7 +96,7 @@ async def forks_of_forks_continue_exactly(subject: Subject) -> None:
             assert outs[2].tokens == want[done : done + 9]
             for leaf in (child, sister, grandchild):
                 await engine.release(leaf)
-    assert engine.stats()["recomputed"] == 0
+    assert engine.stats()["recomputed"] <= subject.recomputed * engine.stats()["forks"]
 
 
 async def forks_equal_independent_requests(subject: Subject) -> None:
@@ -298,7 +300,7 @@ async def the_accounts_add_up(subject: Subject) -> None:
         assert stats["prefilled"] == 21 + 7
         assert stats["reused"] == 3 * 17 + 2 * 4
         assert stats["forks"] == 5
-        assert stats["recomputed"] == stats["preemptions"] == 0
+        assert stats["preemptions"] == 0 and stats["recomputed"] <= 5 * subject.recomputed
         assert stats["blocks_copied"] <= 5
         for live in (seq, *tip, *early):
             await engine.release(live)

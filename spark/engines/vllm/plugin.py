@@ -29,6 +29,10 @@ def register() -> None:
     @around(EngineArgs, "from_cli_args")
     def from_cli_args(original: Any, cls: Any, args: Any) -> Any:
         if flags := from_flags(args):
+            if (getattr(args, "api_server_count", None) or 1) > 1:
+                raise ValueError(
+                    "--branching spark keeps trees in one API server: give --api-server-count 1"
+                )
             args.additional_config = {**(args.additional_config or {}), **flags}
             allow_routes()
         return original(cls, args)

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from vllm.logger import init_logger
+
 from spark.engines.vllm.options import Options
+from spark_kernels import _load
+from spark_kernels.score.op import COMPILED
+
+logger = init_logger(f"vllm.{__name__}")
 
 
 def install(runner: Any, chosen: Options) -> None:
@@ -13,6 +19,9 @@ def install(runner: Any, chosen: Options) -> None:
         from spark.engines.vllm.runner_v2 import BranchingV2 as Branching
     else:
         from spark.engines.vllm.runner_v1 import BranchingV1 as Branching
+    kind = runner.device.type
+    if kind not in COMPILED:
+        logger.warning("spark: score runs as its torch reference: %s", _load.library(kind))
     own = type(runner)
     runner.__class__ = type(f"Spark{own.__name__}", (Branching, own), {})
     runner.branching = chosen

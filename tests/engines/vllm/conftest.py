@@ -53,3 +53,14 @@ def engines(models: Any) -> Iterator[Any]:
     yield make
     for harness in made.values():
         harness.close()
+
+
+@pytest.fixture(scope="session")
+def server(models: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Return vLLM's server of the Qwen3 model, with small limits; tests share it."""
+    from http_behaviour import SMALL
+    from server import limits, serving
+
+    flags = (limits(**SMALL), "--weight_updates")
+    with serving(models("qwen3"), tmp_path_factory.mktemp("server"), *flags) as started:
+        yield started

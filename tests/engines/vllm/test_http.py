@@ -6,26 +6,19 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from typing import Any
 
 import aiohttp
 import pytest
-from http_behaviour import BEHAVIOUR, SMALL, Subject
+from http_behaviour import BEHAVIOUR, Subject
 from http_client import Client
 from models import VOCAB, greedy, prompt
-from server import FLAGS, Server, limits, serving
+from server import FLAGS, Server, serving
 from tiny_models import tokenizer
 
 pytestmark = pytest.mark.vllm
-
-
-@pytest.fixture(scope="module")
-def server(models: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("server")
-    with serving(models("qwen3"), folder, limits(**SMALL)) as started:
-        yield started
 
 
 @pytest.fixture

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from http_client import Client
 from models import greedy, model, prompt
 from safetensors.torch import save, save_file
-from server import Server, serving
+from server import Server
 
 pytestmark = pytest.mark.vllm
 
 TOKENS = prompt(70, 3)
-
-
-@pytest.fixture(scope="module")
-def server(models: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("weights")
-    with serving(models("qwen3"), folder, "--weight_updates") as started:
-        yield started
 
 
 def scaled(factor: float) -> tuple[dict[str, torch.Tensor], list[int]]:
@@ -86,4 +77,13 @@ def test_versions(server: Server, tmp_path: Path) -> None:
                 assert said.status == 400
             assert (await client.good(body))["choices"][0]["token_ids"] == memory_tokens
 
-    asyncio.run(run())
+    async def restore() -> None:
+        async with Client(server.url) as client:
+            url = f"{server.url}/v1/weights?version=0"
+            async with client.session.post(url, data=save(model("qwen3").state_dict())) as said:
+                assert said.status == 200
+
+    try:
+        asyncio.run(run())
+    finally:
+        asyncio.run(restore())
