@@ -25,6 +25,8 @@ FLAGS = {
     "max-model-len": 512,
     "max-num-seqs": 64,
 }
+ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+"""By itself vLLM wants a NUMA node for each worker of a tensor-parallel server."""
 
 
 @dataclass
@@ -65,7 +67,7 @@ def serving(model: Path, folder: Path, *extra: str, **flags: object) -> Iterator
     command = [SPARK, "serve", str(model), "--engine", "vllm", f"--port={port}", "--enforce-eager"]
     log = folder / f"server-{port}.log"
     # the tests' own engines run in the test's process, a server's must not
-    env = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    env = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"} | ENVIRONMENT
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*command, *told, *extra],
