@@ -45,12 +45,12 @@ class Setting:
     dtype: str = "float32"
     lora: int = 0
     row_tokens: int = WHOLE
-    trees: int = 2
+    trees: int = 1
 
 
 SETTINGS = [
     *(Setting(sharing=sharing) for sharing in SHAPES),
-    Setting(sharing=2, size="27M", trees=1),
+    Setting(sharing=1.5, size="27M"),
     Setting(sharing=4, dtype="bfloat16"),
     Setting(sharing=4, lora=8),
     # gradients accumulated over rows: trees are cut at nodes where they do not fit
