@@ -1,6 +1,6 @@
 // Runs CUDA kernels on the CPU, unchanged: every thread of a block is a fiber that goes on until it
-// must wait for others. The threads take turns in a shuffled order (EMULATOR_SEED), so that a
-// missing barrier shows. One block at a time.
+// must wait for others. Warps take turns in a shuffled order (EMULATOR_SEED) and go as far as they
+// can, so that a missing barrier shows. One block at a time.
 #pragma once
 
 #include <ucontext.h>
@@ -67,6 +67,10 @@ struct Thread {
   jmp_buf place;  // where it goes on, once it has begun
   dim3 index;
   bool begun = false, done = false;
+  const Barrier* at = nullptr;  // where it waits, since that generation
+  uint64_t since = 0;
+
+  bool can_run() const { return !done && (at == nullptr || at->generation != since); }
 };
 
 struct Block {
@@ -88,13 +92,13 @@ inline size_t position() { return block->running - block->threads.data(); }
 
 // Lets others run until all that are alive have come here.
 inline void wait_at(Barrier& barrier) {
-  const uint64_t before = barrier.generation;
+  Thread& self = *block->running;
+  self.at = &barrier;
+  self.since = barrier.generation;
   ++barrier.arrived;
   barrier.release_if_complete();
-  while (barrier.generation == before) {
-    // contexts begin a thread; jumps between them cost no system call
-    if (_setjmp(block->running->place) == 0) _longjmp(block->scheduler, 1);
-  }
+  // contexts begin a thread; jumps between them cost no system call
+  if (!self.can_run() && _setjmp(self.place) == 0) _longjmp(block->scheduler, 1);
 }
 
 inline Barrier& warp_barrier() { return block->warp_barriers[position() / 32]; }
@@ -145,19 +149,26 @@ inline void run_block(dim3 size, std::mt19937& random) {
     thread.context.uc_stack.ss_size = Block::kStack;
     makecontext(&thread.context, start, 0);
   }
-  std::vector<size_t> order(count);
-  std::iota(order.begin(), order.end(), 0);
-  std::shuffle(order.begin(), order.end(), random);
+  std::vector<size_t> warps(b.warp_barriers.size());
+  std::iota(warps.begin(), warps.end(), 0);
+  std::shuffle(warps.begin(), warps.end(), random);
+  const size_t flip = random() % 32;
+  // a warp goes as far as it can before the next gets its turn, so that it meets what lags behind;
   // volatile: a jump comes back with the registers of the time it was set up
-  for (volatile size_t left = count; left > 0;) {
-    left = 0;
-    for (volatile size_t i = 0; i < count; i = i + 1) {
-      const size_t t = order[i];
-      if (b.threads[t].done) continue;
-      b.running = &b.threads[t];
-      threadIdx = b.running->index;
-      if (_setjmp(b.scheduler) == 0) resume(*b.running);
-      left = left + !b.running->done;
+  for (volatile bool more = true; more;) {
+    more = false;
+    for (volatile size_t w = 0; w < warps.size(); w = w + 1) {
+      for (volatile bool again = true; again;) {
+        again = false;
+        for (volatile size_t i = 0; i < 32; i = i + 1) {
+          const size_t t = 32 * warps[w] + (i ^ flip);
+          if (t >= count || !b.threads[t].can_run()) continue;
+          b.running = &b.threads[t];
+          threadIdx = b.running->index;
+          if (_setjmp(b.scheduler) == 0) resume(*b.running);
+          more = again = true;
+        }
+      }
     }
   }
 }
