@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
+from transformers import PreTrainedModel
 
 from benchmarks.engine import VOCAB, random_model
 from benchmarks.harness import Case, Timing, interleave
@@ -51,11 +52,18 @@ def run(quick: bool = False) -> list[Case]:
     return [case for shape in shapes for case in regenerate(*shape, rounds=1 if quick else 3)]
 
 
-def regenerate(shape: str, prefix: int, leaves: int, trees: int, rounds: int) -> list[Case]:
+def regenerate(
+    shape: str,
+    prefix: int,
+    leaves: int,
+    trees: int,
+    rounds: int,
+    model: PreTrainedModel | None = None,
+) -> list[Case]:
     """Time the ways on `trees` trees at once and count what each computed."""
     make = trunk if shape == "trunk" else paced
     forest = [make(prefix, leaves, seed) for seed in range(trees)]
-    model = random_model("1M", torch.float32)
+    model = model or random_model("1M", torch.float32)
     ways = {"forks": forks, "chains": chains}
     if trees * naive_tokens(forest[0]) <= NAIVE_LIMIT:
         ways["naive"] = naive

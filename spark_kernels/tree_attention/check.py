@@ -34,8 +34,8 @@ def check(
         ),
         f"{heads} query heads for {kv_heads} key/value heads: on CUDA at most {SMALL_ROWS} share "
         "one": heads <= SMALL_ROWS * kv_heads,
-        f"head_dim must be a multiple of 16 up to {MOST_DIM} on CUDA, got {dim}": (
-            dim % 16 == 0 and 16 <= dim <= MOST_DIM
+        f"head_dim must be a multiple of 8 up to {MOST_DIM}, got {dim}": (
+            dim % 8 == 0 and 8 <= dim <= MOST_DIM
         ),
         f"scale must be > 0, got {scale}": scale > 0,
         "window and softcap must be >= 0": window >= 0 and softcap >= 0,

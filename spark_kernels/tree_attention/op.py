@@ -45,8 +45,8 @@ def tree_attention(
 
     Args:
         q: [T, num_heads, head_dim], float32 or bfloat16; head_dim a multiple of 8 up to 256.
-            On CUDA also float16, head_dim a multiple of 16. Strided views are fine here and below
-            if the last axis is contiguous.
+            On CUDA also float16, and at most 16 query heads a key/value head. Strided views are
+            fine here and below if the last axis is contiguous.
         k: [T, num_kv_heads, head_dim]; num_heads is a multiple of num_kv_heads.
         v: as k.
         k_cache: [num_blocks, num_kv_heads, block_size, head_dim], contiguous; written.

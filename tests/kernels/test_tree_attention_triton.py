@@ -28,7 +28,7 @@ def world(**kwargs) -> World:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "dim"), [(1, 1, 16), (4, 2, 64), (7, 1, 96), (16, 1, 128), (2, 2, 256)]
+    ("heads", "kv_heads", "dim"), [(1, 1, 16), (4, 2, 64), (7, 1, 40), (16, 1, 128), (2, 2, 256)]
 )
 def test_prefill_extend_decode_mixed(dtype, heads, kv_heads, dim):
     w = world(dtype=dtype, dim=dim, heads=heads, kv_heads=kv_heads)
@@ -231,12 +231,12 @@ def test_bad_input_changes_nothing(message):
     assert not inputs["k_cache"].any() and not inputs["v_cache"].any()
 
 
-@pytest.mark.parametrize("dim", [8, 24, 272])
+@pytest.mark.parametrize("dim", [4, 12, 264])
 def test_unsupported_head_dim(dim):
     pool = BlockPool(4, 4)
     seq = pool.open()
     pool.append(seq, 1)
     x, cache = torch.zeros(1, 1, dim), torch.zeros(4, 1, 4, dim)
     plan = DevicePlan(pool.plan([seq], [1]), "cpu")
-    with pytest.raises(ValueError, match=f"multiple of 16 up to 256 on CUDA, got {dim}"):
+    with pytest.raises(ValueError, match=f"multiple of 8 up to 256, got {dim}"):
         tree_attention(x, x, x, cache, cache.clone(), plan, scale=1.0)

@@ -1,0 +1,78 @@
+"""The embedded engine's decode rate against reading the weights once a step, and transformers'."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from benchmarks.gpu.device import floor
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
+
+from benchmarks.engine import continuous, embedded
+from benchmarks.harness import Case, Timing, interleave
+from spark import LocalEngine
+
+PROMPT = 32
+SIZES = {
+    "Qwen2.5-0.5B": (896, 4864, 24, 14, 2, 151_936),
+    "Qwen2.5-1.5B": (1536, 8960, 28, 12, 2, 151_936),
+    "tiny": (64, 128, 2, 4, 2, 2048),
+}
+
+
+def run(device: torch.device, quick: bool) -> list[Case]:
+    """Return one case a model and number of sequences."""
+    if quick:
+        return [decode("tiny", 2, 4, device, quick)]
+    models = [name for name in SIZES if name != "tiny"]
+    return [decode(name, batch, 128, device, quick) for name in models for batch in (1, 16, 64)]
+
+
+def random_model(name: str, device: torch.device) -> PreTrainedModel:
+    """Return an untrained Qwen2 of this shape in bfloat16 that never ends a sequence by itself."""
+    torch.manual_seed(0)
+    hidden, inner, layers, heads, kv_heads, vocab = SIZES[name]
+    config = Qwen2Config(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=32768,
+        tie_word_embeddings=True,
+        eos_token_id=None,
+        bos_token_id=None,
+    )
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    return model.to(device, torch.bfloat16).eval()
+
+
+def decode(name: str, batch: int, new: int, device: torch.device, quick: bool) -> Case:
+    """Time `batch` greedy continuations of `new` tokens, prefill included."""
+    model = random_model(name, device)
+    vocab = SIZES[name][-1]
+    ids = torch.randint(vocab, (batch, PROMPT), generator=torch.Generator().manual_seed(0))
+    ours = partial(embedded, LocalEngine(model, num_blocks=1024), ids, new)
+    slow = partial(continuous, model, ids.to(device), new)
+    # captures the graphs of this batch size
+    ours()
+    times = interleave({"ours": ours}, rounds=3 if quick else 7, warmup=1)
+    times |= interleave({"continuous": slow}, rounds=2, warmup=1)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    bound = batch / floor(weights, device, quick)
+    rates = {key: time.rate(batch * new) for key, time in times.items()}
+    mine, other = rates["ours"], rates["continuous"]
+    return Case(
+        op="decode",
+        case={"model": name, "dtype": "bfloat16", "sequences": batch, "device": device.type},
+        metric="throughput",
+        unit="tokens/s",
+        ours=mine,
+        baselines={"continuous": other, "weights read once a step": Timing(bound, bound, bound, 1)},
+        ratio={"continuous": mine.median / other.median},
+        floor=bound,
+        fraction_of_floor=mine.median / bound,
+        target={"continuous": 1.0},
+        met=mine.median >= other.median,
+    )
