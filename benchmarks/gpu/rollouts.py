@@ -1,4 +1,4 @@
-"""Trees over long prefixes regenerated with forks and as chains, on a model of Qwen2.5-0.5B's shape.
+"""Trees over long prefixes with forks and as chains, on a model of Qwen2.5-0.5B's shape.
 
 In float32: the ways batch differently, and must draw the same tokens all the same.
 """

@@ -6,10 +6,10 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from benchmarks.gpu.device import clock, copies_to_stay_cold, floor, graphed, within
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from benchmarks.gpu.device import clock, copies_to_stay_cold, floor, graphed, within
 from benchmarks.harness import Case, compare
 from spark_kernels import BlockPool, tree_attention
 from spark_kernels.tree_attention import DevicePlan
