@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from spark_kernels import spec
 
 LIB = Path(__file__).parent / "lib"
+WITHOUT_CPP = {"head_loss"}
 ISAS = ("plain", "avx2", "avx512")
 REBUILD = "rebuild with `pip install .` (g++ is needed)"
 
@@ -54,11 +56,24 @@ def active() -> dict[str, dict[str, str]]:
 
 
 def _active(op: str) -> dict[str, str]:
-    if not has(op, "cpu"):
+    if op in WITHOUT_CPP:
+        here, why = "torch, in chunks", "this op has no C++ kernel"
+    elif has(op, "cpu"):
+        here = f"C++ ({ISAS[torch.ops.spark.cpu_isa()]})"
+        why = "libspark_ops_cpu.so is loaded"
+    else:
         why = library("cpu") or "the built library lacks this op: " + REBUILD
         return {"implementation": "torch reference", "why": why}
-    found = f"C++ ({ISAS[torch.ops.spark.cpu_isa()]})"
-    if has(op, "cuda"):
-        return {"implementation": f"CUDA; {found}", "why": "both operator libraries are loaded"}
-    missing = library("cuda") or "no CUDA kernel of this op is built"
-    return {"implementation": found, "why": f"libspark_ops_cpu.so is loaded; no CUDA: {missing}"}
+    triton = (Path(__file__).parent / op / "triton.py").exists()
+    missing = _no_triton() if triton else library("cuda")
+    if missing or not (triton or has(op, "cuda")):
+        missing = missing or "no CUDA kernel of this op is built"
+        return {"implementation": here, "why": f"{why}; no CUDA: {missing}"}
+    return {"implementation": f"{'Triton' if triton else 'CUDA'}; {here}", "why": why}
+
+
+def _no_triton() -> str:
+    """Return why Triton kernels cannot run here, or ""."""
+    if torch.version.cuda is None:
+        return "this torch is built without CUDA"
+    return "" if find_spec("triton") else "triton is not installed"
