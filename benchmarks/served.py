@@ -62,7 +62,7 @@ async def started(url: str, process: subprocess.Popen[bytes], log: Path) -> None
 
 def trees(url: str, vocab: int, quick: bool) -> list[Case]:
     """Time whole trees both ways, in turns, on the same seeds."""
-    return [asyncio.run(shape(url, vocab, *each, 2 if quick else 7)) for each in pick(quick)]
+    return [asyncio.run(shape(url, vocab, *each, 2 if quick else 5)) for each in pick(quick)]
 
 
 def pick(quick: bool) -> tuple[tuple[int, int, int, int], ...]:

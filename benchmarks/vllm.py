@@ -211,8 +211,8 @@ def costs(folder: Path, quick: bool) -> list[Case]:
     from spark.engines.vllm.branch import Branch
 
     cases = []
-    sequences, new = 16, 32 if quick else 128
-    for size in ("1M",) if quick else ("1M", "27M"):
+    sequences = 16
+    for size, new, rounds in (("1M", 32, 3),) if quick else (("1M", 128, 15), ("27M", 64, 7)):
         model = saved(folder, size)
         with (
             engine(model, branching={}, block=128, length=512) as plain,
@@ -224,7 +224,7 @@ def costs(folder: Path, quick: bool) -> list[Case]:
                     "ours": partial(decode, ours, sequences, new, branch, 1.0),
                     "vllm": partial(decode, plain, sequences, new, None, 1.0),
                 }
-                times = interleave(variants, rounds=3 if quick else 15, warmup=1)
+                times = interleave(variants, rounds=rounds, warmup=1)
                 rates = {name: t.rate(sequences * new) for name, t in times.items()}
                 ratio = rates["ours"].median / rates["vllm"].median
                 cases.append(
