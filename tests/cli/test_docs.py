@@ -24,6 +24,7 @@ ELSEWHERE = {
     "make test": "this run",
     "make lint": "CI",
     "make test-slow": "CI",
+    "make test-vllm": "CI",
     "make setup": "CI",
     "make format": "its tools are those of make lint",
     "make bench": "tests/test_benchmarks.py runs every suite in small (slow, CI)",
