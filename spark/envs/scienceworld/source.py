@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -14,6 +16,8 @@ from spark.envs.expert import Episode
 from spark.envs.scienceworld.options import ScienceWorldOptions, TaskName
 
 try:
+    from scienceworld.constants import BASEPATH
+
     from spark.envs.scienceworld.env import ScienceWorldEnv
     from spark.envs.scienceworld.experts import demonstrate
     from spark.envs.scienceworld.simulators import Simulators
@@ -91,7 +95,11 @@ class ScienceWorldSource:
             yield self.expert(task, max_steps=max_steps, seed=seed, detours=detours)
 
     def texts(self, seed: int) -> Iterator[str]:
-        """Yield texts and commands of all places that some tasks of every evaluation split have."""
+        """Yield the kinds of objects there are, and the texts and commands of all places in some
+        tasks of every evaluation split.
+        """
+        listed = (Path(BASEPATH) / "object_type_ids.tsv").read_text()
+        yield " ".join(re.findall(r"[A-Z][a-z]+", listed))
         env = self.make()
         for task in (task for split in ("L0", "L1", "L2") for task in self.tasks(split, 8, seed)):
             text, info = env.reset(task)
