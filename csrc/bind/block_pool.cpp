@@ -14,7 +14,7 @@ BlockPool::BlockPool(int64_t num_blocks, int64_t block_size) : block_size_(block
     throw std::invalid_argument("block_size must be in [1, 2^31), got " + to_string(block_size));
   refs_.assign(num_blocks, 0);
   free_.resize(num_blocks);
-  std::iota(free_.rbegin(), free_.rend(), 0);
+  number_free();
 }
 
 const Sequence& BlockPool::at(int64_t seq) const {
@@ -100,6 +100,10 @@ void BlockPool::release(int64_t seq) {
     if (--refs_[block] == 0) free_.push_back(block);
   }
   sequences_.erase(seq);
+  // plans sort by block: an emptied pool must not remember what it held
+  if (sequences_.empty()) number_free();
 }
+
+void BlockPool::number_free() { std::iota(free_.rbegin(), free_.rend(), 0); }
 
 }  // namespace spark

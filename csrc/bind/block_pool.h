@@ -45,6 +45,8 @@ class BlockPool {
 
  private:
   int32_t take();
+  // hand out blocks in ascending order, as a new pool does; all must be free
+  void number_free();
   void require_free(int64_t needed, const char* what) const;
 
   int64_t block_size_;
