@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -42,23 +42,18 @@ class Graft:
         ours = scope["method"] == "POST" and path in SHARED_PATHS and branches(body)
         await (self._trees_app if ours else self._app)(scope, again, send)
 
-    async def _read(self, receive: Receive) -> tuple[bytes, Callable[[], Awaitable[Message]]]:
-        """Return the body, at most one piece beyond the limit, and a way to read it again."""
+    async def _read(self, receive: Receive) -> tuple[bytes, Receive]:
+        """Return the body, and a way to read it again."""
         messages: list[Message] = []
-        size = 0
-        while size <= self._trees.limits.max_body_bytes:
+        while not messages or messages[-1].get("more_body"):
             messages.append(await receive())
-            size += len(messages[-1].get("body", b""))
-            if messages[-1]["type"] != "http.request" or not messages[-1].get("more_body"):
-                break
-        body = b"".join(message.get("body", b"") for message in messages)
         pending = iter(messages)
 
         async def again() -> Message:
             message = next(pending, None)
             return await receive() if message is None else message
 
-        return body, again
+        return b"".join(message.get("body", b"") for message in messages), again
 
 
 def branches(body: bytes) -> bool:
@@ -69,6 +64,6 @@ def branches(body: bytes) -> bool:
     try:
         record = json.loads(body)
     except ValueError:
-        # too large, or no JSON: ours to refuse
+        # ours to refuse
         return True
     return isinstance(record, dict) and record.get("branching") is not None

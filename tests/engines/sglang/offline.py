@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import os
+import signal
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,6 +80,8 @@ class Offline:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # with replicas SGLang takes its own shutdown for a crash, and would end this process
+        signal.signal(signal.SIGQUIT, signal.SIG_IGN)
         self.engine.shutdown()
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:

@@ -1,0 +1,89 @@
+"""Ranks and replicas, and SGLang's own sampler under the observer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from offline import Offline, Output
+from tiny_models import direct_logits, prompt, tiny
+
+from spark.engines.sglang.options import Options
+
+pytestmark = pytest.mark.sglang
+
+
+@pytest.fixture(scope="module")
+def twins(models: dict[str, Path]) -> Iterator[Offline]:
+    options = Options(branching="spark", sampler="stock")
+    with Offline(models["qwen3"], "qwen3", options, page_size=16, tp_size=2) as engine:
+        yield engine
+        engine.check_clean()
+
+
+def test_both_ranks_fork_alike(twins: Offline) -> None:
+    tokens = prompt(18, 90)
+    want = twins.greedy(tokens, 60)
+
+    async def fork() -> None:
+        kids: list[asyncio.Task[Output]] = []
+        async for parent in twins.stream(tokens, 60, tree="tp", score=True):
+            at = len(parent.tokens)
+            if at in (7, 16, 29) and len(kids) < 6:
+                for _ in range(2):
+                    work = twins.fork(parent, tokens, at, 60 - at, tree="tp", score=True)
+                    kids.append(asyncio.create_task(work))
+        for kid in await asyncio.gather(*kids):
+            at = 60 - len(kid.tokens)
+            assert kid.tokens == want[at:]
+            assert kid.meta["cached_tokens"] == len(tokens) + at - 1
+        assert kids and parent.tokens == want
+        twins.release("tp")
+
+    twins.run(fork())
+
+
+def test_the_stock_samplers_tokens_are_scored_exactly(twins: Offline) -> None:
+    tokens = prompt(21, 91)
+    how = {"temperature": 0.8, "top_k": 12}
+    out: Output = twins.run(twins.generate(tokens, 25, score=True, **how))
+    logits = direct_logits(tiny("qwen3"), [*tokens, *out.tokens]).double()
+    logits = logits[len(tokens) - 1 : -1]
+    whole = torch.log_softmax(logits, -1)
+    tempered = torch.log_softmax(logits / 0.8, -1)
+    picked = tempered.gather(1, torch.tensor(out.tokens)[:, None])[:, 0]
+    mass = tempered.topk(12).values.logsumexp(-1)
+    entropy = -(whole.exp() * whole).sum(-1)
+    assert torch.tensor(out.scores("entropy")).double() == pytest.approx(entropy, abs=1e-5)
+    assert torch.tensor(out.scores("logprob")).double() == pytest.approx(picked, abs=2e-5)
+    assert torch.tensor(out.scores("log_kept_mass")).double() == pytest.approx(mass, abs=2e-5)
+
+
+@pytest.fixture(scope="module")
+def replicas(models: dict[str, Path]) -> Iterator[Offline]:
+    with Offline(models["qwen3"], "qwen3", page_size=16, dp_size=2) as engine:
+        yield engine
+
+
+def test_a_tree_stays_on_its_replica(replicas: Offline) -> None:
+    tokens = prompt(22, 92)
+    want = replicas.greedy(tokens, 40)
+
+    async def grow() -> None:
+        for rank in (0, 1):
+            how = {"tree": f"rank{rank}", "rank": rank}
+            parent = await replicas.generate(tokens, 40, **how)
+            child = await replicas.fork(parent, tokens, 21, 19, **how)
+            assert child.tokens == want[21:]
+            assert child.meta["cached_tokens"] == len(tokens) + 20
+            assert parent.meta["dp_rank"] == child.meta["dp_rank"] == rank
+            # one message reaches every replica
+            replicas.release(f"rank{rank}")
+            late = await replicas.fork(parent, tokens, 21, 4, **how)
+            assert "is not a request of tree" in str(late.error)
+
+    replicas.run(grow())
+    assert replicas.run(replicas.flush())
