@@ -1,0 +1,146 @@
+"""What goes wrong over HTTP: overload, clients that leave, control calls, killed processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+import pytest
+from http_client import Client
+from served import Server, served
+from tiny_models import greedy, prompt
+
+pytestmark = pytest.mark.sglang
+
+ENTROPY = {"policy": "entropy", "roots": 2, "entropy_threshold": 3.5}
+
+
+def body(length: int = 11, seed: int = 0, **fields: Any) -> dict[str, Any]:
+    start = {"prompt": prompt(length, seed), "max_tokens": 24, "seed": 5, "ignore_eos": True}
+    return start | {"return_token_ids": True, "branching": ENTROPY, "n": 6} | fields
+
+
+async def works(server: Server) -> None:
+    async with Client(server.url) as client:
+        plain = await client.good(body(9, 3, temperature=0, branching={"policy": "none"}, n=1))
+        assert plain["choices"][0]["token_ids"] == greedy("qwen3", prompt(9, 3), 24)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "status", "param"),
+    [
+        ({"branching": {"policy": "never"}}, 400, "branching.policy"),
+        ({"branching": {"width": "2"}}, 400, "branching.width"),
+        ({"branching": {"tree": "tree-no", "from": 0}}, 404, "branching.tree"),
+        ({"branching": [1]}, 400, "branching"),
+        ({"n": 0}, 400, "n"),
+        ({"n": 17}, 400, "n"),
+        ({"prompt": [1, 500]}, 400, "prompt"),
+        ({"prompt": []}, 400, "prompt"),
+        ({"max_tokens": -1}, 400, "max_tokens"),
+        ({"use_beam_search": True}, 400, "use_beam_search"),
+        ({"prompt": "a" * 200_000}, 413, None),
+    ],
+)
+def test_bad_input_is_refused_by_name(
+    small: Server, wrong: dict[str, Any], status: int, param: str | None
+) -> None:
+    async def ask() -> tuple[int, Any]:
+        async with Client(small.url) as client:
+            return await client.ask(body(**wrong))
+
+    found, answer = asyncio.run(ask())
+    assert (found, answer["error"]["param"]) == (status, param), answer
+
+
+def test_two_hundred_trees_are_answered_or_refused(small: Server) -> None:
+    async def flood() -> list[tuple[int, Any]]:
+        async with Client(small.url) as client:
+            asked = [client.ask(body(11 + i % 9, i, max_tokens=16)) for i in range(200)]
+            return await asyncio.gather(*asked)
+
+    answers = asyncio.run(flood())
+    assert {status for status, _ in answers} <= {200, 429, 503}
+    done = [answer for status, answer in answers if status == 200]
+    assert done and all(len(answer["choices"]) >= 2 for answer in done)
+    asyncio.run(works(small))
+
+
+def test_a_client_that_leaves_stops_its_leaves(small: Server) -> None:
+    async def leave() -> float:
+        async with Client(small.url) as client:
+            long = body(max_tokens=1500, n=8, stream=True)
+            async with client.session.post(f"{small.url}/v1/completions", json=long) as answer:
+                await answer.content.readline()
+            for _ in range(100):
+                found = await client.metrics()
+                if found["spark:leaves_reserved"] == 0:
+                    return found["spark:generated_tokens_total"]
+                await asyncio.sleep(0.1)
+            raise AssertionError("the leaves run on")
+
+    asyncio.run(leave())
+    asyncio.run(works(small))
+
+
+def test_a_flush_and_a_pause_during_a_tree(small: Server) -> None:
+    async def disturb() -> tuple[Any, Any]:
+        async with Client(small.url) as client:
+            calm = await client.good(body(13, 7))
+            disturbed = asyncio.create_task(client.good(body(13, 7)))
+            async with aiohttp.ClientSession(small.url) as raw:
+                (await raw.post("/flush_cache")).close()
+                (await raw.post("/pause_generation", json={"mode": "retract"})).close()
+                await asyncio.sleep(0.3)
+                (await raw.post("/flush_cache")).close()
+                (await raw.post("/continue_generation", json={})).close()
+            return calm, await disturbed
+
+    calm, disturbed = asyncio.run(disturb())
+    assert [c["token_ids"] for c in calm["choices"]] == [
+        c["token_ids"] for c in disturbed["choices"]
+    ]
+    asyncio.run(works(small))
+
+
+def test_idle_trees_expire(small: Server) -> None:
+    async def expire() -> tuple[int, Any]:
+        async with Client(small.url) as client:
+            tree = (await client.good(body()))["branching"]["id"]
+            await asyncio.sleep(3.5)
+            return await client.ask(body(branching={"tree": tree, "from": 0}, prompt=[1], n=1))
+
+    status, answer = asyncio.run(expire())
+    assert (status, answer["error"]["param"]) == (404, "branching.tree")
+
+
+def child(server: Server, name: str) -> psutil.Process:
+    processes = psutil.Process(server.process.pid).children(recursive=True)
+    return next(p for p in processes if name in " ".join(p.cmdline()))
+
+
+@pytest.mark.parametrize("name", ["scheduler", "detokenizer"])
+def test_a_killed_process_ends_the_server(
+    models: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    async def doomed(server: Server) -> None:
+        async with Client(server.url) as client:
+            asked = asyncio.create_task(client.ask(body(max_tokens=1500, n=2)))
+            await asyncio.sleep(1)
+            os.kill(child(server, name).pid, signal.SIGKILL)
+            with pytest.raises((aiohttp.ClientError, AssertionError)):
+                status, answer = await asked
+                assert status == 200, answer
+
+    with served(models["qwen3"], tmp_path / "log") as server:
+        asyncio.run(doomed(server))
+        until = time.monotonic() + 60
+        while server.process.poll() is None and time.monotonic() < until:
+            time.sleep(0.2)
+        assert server.process.poll() not in (None, 0)
