@@ -31,10 +31,18 @@ def subject(server: Server) -> Subject:
         context=int(FLAGS["max-model-len"]),
         vocab_size=VOCAB,
         recomputed=1,
+        shared=True,
     )
 
 
-@pytest.mark.parametrize("check", BEHAVIOUR, ids=lambda check: check.__name__)
+ELSEWHERE = {
+    "bad_bodies_are_refused": "without `branching` vLLM answers, in its own words",
+    "constraints_are_honoured_or_refused": "its tag ends inside a token of this model's text; below",
+}
+CHECKS = [check for check in BEHAVIOUR if check.__name__ not in ELSEWHERE]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_behaviour(check: Callable[[Subject], Awaitable[None]], subject: Subject) -> None:
     asyncio.run(check(subject))
 
@@ -129,7 +137,7 @@ def test_constraints_hold_in_forked_leaves(server: Server) -> None:
         ({"branching": {}, "prompt": [1, VOCAB]}, 400, "prompt"),
         ({"branching": {}, "prompt": [1, "2"]}, 400, "prompt"),
         ({"branching": {}, "prompt": []}, 400, "prompt"),
-        ({"branching": {}, "max_tokens": 0}, 400, "max_tokens"),
+        ({"branching": {}, "max_tokens": -1}, 400, "max_tokens"),
         ({"branching": {}, "temperature": "hot"}, 400, "temperature"),
         ({"branching": {}, "beam_width": 4}, 400, "beam_width"),
         ({"branching": {}, "prompt": [1] * 600}, 400, "prompt"),
