@@ -37,7 +37,7 @@ def subject(server: Server) -> Subject:
 
 ELSEWHERE = {
     "bad_bodies_are_refused": "without `branching` vLLM answers, in its own words",
-    "constraints_are_honoured_or_refused": "its tag ends inside a token of this model's text; below",
+    "constraints_are_honoured_or_refused": "its tag is no whole token of this text; tested below",
 }
 CHECKS = [check for check in BEHAVIOUR if check.__name__ not in ELSEWHERE]
 
