@@ -52,9 +52,12 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Offline]:
 
 @pytest.fixture(scope="session")
 def server(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Started by our command, 16 tokens a page."""
+    """Started by our command, 16 tokens a page, small limits."""
+    from http_behaviour import SMALL
+
     log = tmp_path_factory.mktemp("server") / "log"
     more = {"page-size": 16, "chat_template": "append_only"}
+    more |= {f"branching_{name}": limit for name, limit in SMALL.items()}
     with served(models["qwen3"], log, [*SERVE, "--engine", "sglang"], **more) as found:
         yield found
 
