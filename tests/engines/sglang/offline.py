@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import psutil
 from tiny_models import greedy, tiny, tokenizer
 
 from spark.engines.sglang.fork import RELEASE
@@ -40,6 +41,12 @@ def save_model(family: str, folder: Path) -> Path:
     (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": CONTEXT}))
     tokenizer().save_pretrained(folder)
     return folder
+
+
+def children() -> set[psutil.Process]:
+    """Return what this process has started, but for multiprocessing's own helper."""
+    found = psutil.Process().children(recursive=True)
+    return {one for one in found if "resource_tracker" not in " ".join(one.cmdline())}
 
 
 @dataclass
@@ -71,8 +78,10 @@ class Offline:
         ranks = settings.get("tp_size", 1) * settings.get("dp_size", 1)
         # on a machine with one memory node SGLang wants to be told each rank's cores
         cores = "|".join(map(str, range(ranks))) if ranks > 1 else ""
+        others = children()
         with patch.dict(os.environ, {"SGLANG_CPU_OMP_THREADS_BIND": cores} if cores else {}):
             self.engine = sglang.Engine(model_path=str(model), **{**SETTINGS, **settings})
+        self._processes = children() - others
         self.manager = self.engine.tokenizer_manager
         self._names = itertools.count()
 
@@ -80,9 +89,14 @@ class Offline:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # with replicas SGLang takes its own shutdown for a crash, and would end this process
+        # a shutdown of SGLang ends every child of this process, those of other engines too;
+        # it takes the end of its processes for a crash, and would end this one
         signal.signal(signal.SIGQUIT, signal.SIG_IGN)
-        self.engine.shutdown()
+        if self.manager._subprocess_watchdog is not None:
+            self.manager._subprocess_watchdog.stop()
+        for process in self._processes:
+            process.kill()
+        psutil.wait_procs(self._processes, 20)
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self.engine.loop.run_until_complete(asyncio.wait_for(work, 300))
