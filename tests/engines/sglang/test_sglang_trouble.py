@@ -130,10 +130,11 @@ def test_a_killed_process_ends_the_server(
     models: dict[str, Path], tmp_path: Path, name: str
 ) -> None:
     async def doomed(server: Server) -> None:
+        pid = child(server, name).pid
         async with Client(server.url) as client:
-            asked = asyncio.create_task(client.ask(body(max_tokens=1500, n=2)))
-            await asyncio.sleep(1)
-            os.kill(child(server, name).pid, signal.SIGKILL)
+            asked = asyncio.create_task(client.ask(body(max_tokens=1500, n=8)))
+            await asyncio.sleep(0.5)
+            os.kill(pid, signal.SIGKILL)
             with pytest.raises((aiohttp.ClientError, AssertionError)):
                 status, answer = await asked
                 assert status == 200, answer
