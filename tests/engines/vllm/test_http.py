@@ -234,6 +234,7 @@ def test_a_client_that_leaves_stops_its_leaves(server: Server) -> None:
 def test_200_trees_at_once_are_answered_or_refused(server: Server) -> None:
     async def run() -> None:
         async with Client(server.url) as client:
+            tree = {"policy": "entropy", "roots": 2, "entropy_threshold": 3.0, "keep": False}
 
             async def one(seed: int) -> int:
                 body = {
@@ -243,12 +244,7 @@ def test_200_trees_at_once_are_answered_or_refused(server: Server) -> None:
                     "seed": seed,
                     "ignore_eos": True,
                     "return_token_ids": True,
-                    "branching": {
-                        "policy": "entropy",
-                        "roots": 2,
-                        "entropy_threshold": 3.0,
-                        "keep": False,
-                    },
+                    "branching": tree,
                 }
                 status, answer = await client.ask(body)
                 if status == 200:
