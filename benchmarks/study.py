@@ -3,22 +3,30 @@
     python -m benchmarks.study --name alfworld --arms spark chain --seeds 5
 
 An arm is a method, with settings of its own where wanted: `spark_paced+roots=2`, `chain+lr=1e-4`.
-Interrupt it and start it again: finished runs are kept, unfinished ones are resumed. Results go to
-benchmarks/results/study/NAME.json; `python -m benchmarks.study_report` writes docs/study.md.
+Interrupt it and start it again: finished runs are kept, unfinished ones are resumed. Several calls
+may work on the same study, and `--runs 1` plays one run and leaves the rest to later calls. What is
+finished goes to benchmarks/results/study/NAME.json; `python -m benchmarks.study_report` writes
+docs/study.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import fcntl
+import hashlib
 import json
 import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
+from threading import Semaphore
 from typing import Any
 
 from benchmarks import results
@@ -31,8 +39,12 @@ RUNS = results.ROOT / "runs" / "study"
 RESULTS = results.RESULTS / "study"
 # the policy each environment starts from is part of its recipe
 ENVIRONMENTS = {"alfworld": "first_light", "alfworld_smoke": "first_light_smoke"}
+PARTS = ("rollout", "train", "train.credit", "train.loss", "model", "env")
+"""Parts of a recipe that an arm's settings may be fields of."""
+ACTING = ("horizon", "max_tokens", "top_k", "top_p", "min_p", "constrain", "invalid_limit")
+"""Fields of a rollout that say how a policy plays, whatever branches."""
 ARMS = [name for name in METHODS if name != "explorer"]
-SAMPLES, PASS_GAMES = 8, 50
+SAMPLES, PASS_GAMES = 8, 32
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -47,22 +59,28 @@ class Run:
     """Generated tokens or seconds of rollout and training."""
     every: int = 0
     """Steps between two points of the learning curve."""
+    games: int | None = None
+    """Evaluation games of every split; None = as many as the recipe says."""
 
     @property
     def folder(self) -> Path:
-        return RUNS / "_".join(map(str, (self.env, self.stop, self.arm, self.seed)))
+        arm = self.arm.replace("/", "-")
+        return RUNS / f"{self.env}_{self.budget:.0f}_{self.stop}_{arm}_{self.seed}"
 
     def recipe(self) -> Recipe:
         """Return the recipe; its single arm is what the recipe itself says."""
         recipe = configured(RECIPES[ENVIRONMENTS[self.env]](), self.arm)
         tokens = self.stop == "tokens"
+        games = recipe.eval.games
+        if self.games is not None:
+            games = dict.fromkeys(games, self.games)
         return replace(
             recipe,
             seed=self.seed,
             arms=("spark",),
             budget_tokens=int(self.budget) if tokens else None,
             budget_seconds=None if tokens else self.budget,
-            eval=replace(recipe.eval, every=self.every),
+            eval=replace(recipe.eval, every=self.every, games=games),
         )
 
 
@@ -76,22 +94,49 @@ def configured(base: Recipe, arm: str) -> Recipe:
             value: Any = ast.literal_eval(text)
         except (ValueError, SyntaxError):
             value = text
-        if hasattr(recipe.rollout, field):
-            recipe = replace(recipe, rollout=replace(recipe.rollout, **{field: value}))
-        elif hasattr(recipe.train, field):
-            recipe = replace(recipe, train=replace(recipe.train, **{field: value}))
-        else:
-            raise ValueError(f"arm {arm!r}: {field!r} is no setting of rollout or train")
+        recipe = replace(recipe, **_changed(recipe, arm, field, value))
     return recipe
+
+
+def _changed(recipe: Recipe, arm: str, field: str, value: Any) -> dict[str, Any]:
+    """Return the part of `recipe` that has `field`, with `value` in it, by the part's name."""
+    for path in PARTS:
+        part = attrgetter(path)(recipe)
+        if hasattr(part, field):
+            changed = replace(part, **{field: value})
+            outer, _, inner = path.partition(".")
+            if inner:
+                changed = replace(getattr(recipe, outer), **{inner: changed})
+            return {outer: changed}
+    raise ValueError(f"arm {arm!r}: {field!r} is no setting of {', '.join(PARTS)}")
 
 
 def play(run: Run) -> None:
     """Train and evaluate one run in this process, or take it up where it was left."""
     from spark.recipes.run import train
 
-    train(run.recipe(), run.folder, resume=(run.folder / "state.json").exists())
+    resume = (run.folder / "state.json").exists()
+    train(run.recipe(), run.folder, resume=resume, start=start_of(run))
     record = run.folder / "record.json"
     record.write_text(json.dumps(described(run), indent=1) + "\n")
+
+
+def start_of(run: Run) -> dict[str, float]:
+    """Return the success of the policy that `run` starts from; arms and seeds share it."""
+    from spark.recipes.policy import load_policy
+    from spark.recipes.session import Session
+
+    recipe = run.recipe()
+    acting = [getattr(recipe.rollout, name) for name in ACTING]
+    shared = (recipe.env, recipe.model, recipe.eval, acting)
+    path = RUNS / f"start_{hashlib.sha256(repr(shared).encode()).hexdigest()[:8]}.json"
+    with locked(path.with_suffix(".lock")):
+        if not path.exists():
+            with Session(recipe, *load_policy(recipe.model)) as session:
+                found = {split: session.evaluate(split) for split in recipe.eval.games}
+            path.write_text(json.dumps(found) + "\n")
+    loaded: dict[str, float] = json.loads(path.read_text())
+    return loaded
 
 
 def described(run: Run) -> dict[str, Any]:
@@ -164,18 +209,37 @@ def sampled_success(run: Run) -> dict[int, float]:
     return {k: sum(pass_at_k(won, SAMPLES, k) for won in wins) / len(wins) for k in ks}
 
 
-def finished(run: Run) -> dict[str, Any]:
-    """Return the record of a run, which is started or resumed where needed."""
+def finished(run: Run) -> dict[str, Any] | None:
+    """Return the record of a run, None when it is not finished."""
     record = run.folder / "record.json"
-    if not record.exists():
+    return json.loads(record.read_text()) if record.exists() else None
+
+
+def attempt(run: Run) -> bool:
+    """Play `run`, unless it is finished or another call is at it; return whether it was played."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with locked(run.folder / "lock", wait=False) as free:
+        if not free or finished(run):
+            return False
         start(run)
-    loaded: dict[str, Any] = json.loads(record.read_text())
-    return loaded
+        return True
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock `path`, which ends with this process; yield False when another has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def start(run: Run) -> None:
     """Play `run` in a process with one thread."""
-    run.folder.mkdir(parents=True, exist_ok=True)
     code = f"from benchmarks.study import Run, play; play({run!r})"
     command = [sys.executable, "-c", code]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -185,12 +249,25 @@ def start(run: Run) -> None:
         )
 
 
-def study(runs: list[Run], name: str, command: str, jobs: int, folder: Path = RESULTS) -> Path:
-    """Finish all runs, `jobs` at a time, and write the results file."""
+def study(
+    runs: list[Run],
+    name: str,
+    command: str,
+    jobs: int,
+    folder: Path = RESULTS,
+    most: int | None = None,
+) -> Path:
+    """Finish all runs, or `most` of them, `jobs` at a time, and write what is finished."""
     for run in runs:
         run.recipe()
+    left = Semaphore(len(runs) if most is None else most)
+
+    def work(run: Run) -> None:
+        if not finished(run) and left.acquire(blocking=False) and not attempt(run):
+            left.release()
+
     with ThreadPoolExecutor(jobs) as pool:
-        records = list(pool.map(finished, runs))
+        list(pool.map(work, runs))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     data = {
@@ -199,7 +276,7 @@ def study(runs: list[Run], name: str, command: str, jobs: int, folder: Path = RE
         "machine": results.machine(),
         "versions": results.versions(),
         "command": command,
-        "runs": records,
+        "runs": [record for run in runs if (record := finished(run))],
     }
     path.write_text(json.dumps(data, indent=1) + "\n")
     return path
@@ -215,12 +292,14 @@ def main() -> None:
     parser.add_argument("--stop", choices=("tokens", "seconds"), default="tokens")
     parser.add_argument("--budget", type=float, default=120_000, help="tokens or seconds of an arm")
     parser.add_argument("--every", type=int, default=4, help="steps between points of the curve")
+    parser.add_argument("--games", type=int, default=200, help="evaluation games of every split")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--runs", type=int, help="to play in this call at most; none given: all")
     args = parser.parse_args()
-    shared = {"env": args.env, "stop": args.stop, "budget": args.budget, "every": args.every}
+    shared = {name: getattr(args, name) for name in ("env", "stop", "budget", "every", "games")}
     runs = [Run(arm=arm, seed=seed, **shared) for seed in range(args.seeds) for arm in args.arms]
     command = " ".join(["python -m benchmarks.study", *sys.argv[1:]])
-    print(study(runs, args.name, command, args.jobs))
+    print(study(runs, args.name, command, args.jobs, most=args.runs))
 
 
 if __name__ == "__main__":

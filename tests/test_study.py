@@ -19,6 +19,9 @@ def test_arms_may_have_settings_of_their_own() -> None:
     recipe = configured(BASE, "spark_paced+roots=2+lr=1e-4+pacing=first_come")
     assert (recipe.rollout.roots, recipe.train.lr, recipe.rollout.pacing) == (2, 1e-4, "first_come")
     assert configured(BASE, "tree_grpo") == METHODS["tree_grpo"](BASE)
+    recipe = configured(BASE, "chain+scheme=node+kl=0.0+path=runs/start+train_games=16")
+    assert (recipe.train.credit.scheme, recipe.train.loss.kl) == ("node", 0.0)
+    assert (recipe.model.path, recipe.env.train_games) == ("runs/start", 16)
     with pytest.raises(ValueError, match="'temper' is no setting"):
         configured(BASE, "chain+temper=1")
     with pytest.raises(ValueError, match="unknown method 'chains'"):
@@ -57,12 +60,19 @@ def test_the_study_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(study, "start", study.play)
     arms = ("chain", "spark_paced")
     runs = [
-        Run(env="alfworld_smoke", arm=arm, seed=s, stop="tokens", budget=5500, every=1)
+        Run(env="alfworld_smoke", arm=arm, seed=s, stop="tokens", budget=5500, every=1, games=2)
         for s in range(2)
         for arm in arms
     ]
+    with study.locked(runs[0].folder / "lock"):
+        # as if another call played it
+        path = study.study(runs, "small", "by a test", 1, tmp_path / "results", most=1)
+    first = json.loads(path.read_text())["runs"]
+    assert [(run["arm"], run["seed"]) for run in first] == [("spark_paced", 0)]
     path = study.study(runs, "small", "by a test", 1, tmp_path / "results")
     data = json.loads(path.read_text())
+    assert data["runs"][1] == first[0]
+    assert len(list((tmp_path / "runs").glob("start_*.json"))) == 1
     assert [(run["arm"], run["seed"]) for run in data["runs"]] == [(r.arm, r.seed) for r in runs]
     for run in data["runs"]:
         assert set(run["success"]) == {"L0", "L1", "L2"} == set(run["start"])

@@ -20,36 +20,49 @@ SCHEMA = 1
 
 
 def train(
-    recipe: Recipe, run_dir: Path, *, resume: bool = False, on_progress: OnProgress = ignore
+    recipe: Recipe,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    on_progress: OnProgress = ignore,
+    start: dict[str, float] | None = None,
 ) -> dict[str, Any]:
     """Run `recipe` into `run_dir` and return what summary.json holds.
+
+    `start` is the success of the start by split, where it is known already: those splits are not
+    evaluated again before training.
 
     Interrupted at any moment, it goes on from the last checkpoint with `resume=True` and ends
     with the result of an uninterrupted run. Raises ValueError when `run_dir` holds a run and
     `resume` is False, or the run was started with another recipe.
     """
-    return _Experiment(recipe, run_dir, resume, on_progress).run()
+    return _Experiment(recipe, run_dir, resume, on_progress, start or {}).run()
 
 
 class _Experiment:
     """A run in progress; what is finished is in `state`, which is saved after every phase."""
 
     def __init__(
-        self, recipe: Recipe, run_dir: Path, resume: bool, on_progress: OnProgress
+        self,
+        recipe: Recipe,
+        run_dir: Path,
+        resume: bool,
+        on_progress: OnProgress,
+        start: dict[str, float],
     ) -> None:
         self.recipe = recipe
         self.journal = Journal(run_dir)
-        self.state = self._open_state(resume)
+        self.state = self._open_state(resume, start)
         self.on_progress = on_progress
         self.started = time.perf_counter()
         self.wall_before = float(self.state["wall_s"])
 
-    def _open_state(self, resume: bool) -> dict[str, Any]:
+    def _open_state(self, resume: bool, start: dict[str, float]) -> dict[str, Any]:
         """Return the state of the run, a fresh one when it is new."""
         folder, state = self.journal.folder, self.journal.read_state()
         if not state:
             write_json(folder / "recipe.json", asdict(self.recipe))
-            return {"recipe": repr(self.recipe), "wall_s": 0.0, "before": {}, "arms": {}}
+            return {"recipe": repr(self.recipe), "wall_s": 0.0, "before": dict(start), "arms": {}}
         if not resume:
             raise ValueError(f"{folder} holds a run; resume it, or choose another folder")
         if state["recipe"] != repr(self.recipe):
