@@ -70,6 +70,20 @@ def twin(tree: Tree, leaf: int, index: int, config: CreditConfig) -> float:
         gain = value(index) - value(ends[-1] if ends else 0)
         spread = placed_spread([returns[x] for x in leaves], [w[x] for x in leaves])
         return gain if how != "deviation" else gain / spread if spread > 1e-6 else 0.0
+    if config.scheme == "nested":
+        forks = [0, *(i for i in path[1:] if len(tree.children()[i]) > 1)]
+        baseline: float | None = None
+        for start in [i for i in forks if path.index(i) < path.index(index)]:
+            inside = path[path.index(start) + 1]
+            others = [end for end in below(start) if end not in below(inside)]
+            prior = [(baseline, 2.0)] if baseline is not None else []
+            if others or prior:
+                got = mean([returns[x] for x in others], [w[x] for x in others]) if others else 0.0
+                pairs = [(got, float(len(others))), *prior]
+                baseline = mean([v for v, _ in pairs], [n for _, n in pairs])
+        gain = 0.0 if baseline is None else value(index) - baseline
+        spread = placed_spread([returns[x] for x in leaves], [w[x] for x in leaves])
+        return gain if how != "deviation" else gain / spread if spread > 1e-6 else 0.0
     assert config.scheme == "depth"
 
     def centred(end: int) -> float:
@@ -132,6 +146,27 @@ def test_node_advantages_telescope_and_cancel_at_forks(seed: int, weights: str) 
             gains = [advantages[group.below[kid][0], kid] for kid in kids]
             shares = [sum(group.weights[x] for x in group.below[kid]) for kid in kids]
             assert mean(gains, shares) == pytest.approx(0.0, abs=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from(["uniform", "branching"]))
+def test_nested_baselines_do_not_depend_on_what_they_are_taken_from(
+    seed: int, weights: str
+) -> None:
+    tree = random_tree(seed, 14)
+    config = CreditConfig(scheme="nested", compare="mean", leaf_weights=weights)
+
+    def baselines() -> dict[int, float]:
+        group = Group(tree=tree, config=config)
+        found = SCHEMES["nested"](group)
+        return {index: group.mean(group.below[index]) - found[leaf, index] for index in path}
+
+    leaf = tree.leaves()[seed % len(tree.leaves())]
+    path = tree.path(leaf)[1:]
+    before = baselines()
+    tree.nodes[leaf].reward += 3.0
+    if sum(n.parent == 0 for n in tree.nodes) > 1:
+        assert baselines() == pytest.approx(before)
 
 
 @given(st.integers(0, 10_000), st.sampled_from(["leaf", "tree", "depth"]))

@@ -14,7 +14,7 @@ SCHEMES = Registry(
     "credit scheme",
     {
         name: f"spark.train.credit.schemes:{name}"
-        for name in ("leaf", "node", "tree", "depth", "anchor")
+        for name in ("leaf", "node", "nested", "tree", "depth", "anchor")
     },
 )
 

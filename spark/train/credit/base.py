@@ -19,8 +19,8 @@ class CreditConfig:
     """How leaf rewards become advantages of nodes."""
 
     scheme: str = "leaf"
-    """leaf (the paper), node, tree, depth or anchor; `spark/train/credit/schemes.py` says what
-    each does and where it comes from."""
+    """leaf (the paper), node, nested, tree, depth or anchor; `spark/train/credit/schemes.py` says
+    what each does and where it comes from."""
     leaf_weights: Literal["uniform", "branching"] = "uniform"
     """"uniform": every leaf counts the same, so subtrees that branched more often count for more;
     "branching": a leaf counts 1 / (number of siblings), multiplied along its path, which is
@@ -35,6 +35,8 @@ class CreditConfig:
     novelty_bonus: float = 0.0
     """Added to the reward of a decision that leads to a state unlike all others of its episode;
     less for a more familiar one (Never Give Up, arXiv 2002.06038)."""
+    baseline_prior: float = 2.0
+    """Scheme nested: leaves that the baseline from before a fork counts as, beside the siblings."""
     discount: float = 0.95
     """Scheme anchor: of a reward per decision that lies before it."""
     step_weight: float = 1.0

@@ -22,16 +22,53 @@ def node(group: Group) -> Advantages:
     advantages sum to the return minus the tree's mean, and at a fork their mean is 0 (VinePPO,
     arXiv 2410.01679; segments as in SPO, 2505.23564; TreeRL's local term, 2506.11902).
     """
-    children = group.tree.children()
     values = [group.mean(leaves) for leaves in group.below]
-    scale = group.deviation() if group.config.compare == "deviation" else 1.0
-    start = [0] * len(values)
+    starts = _starts(group)
+    scaled = [value - values[start] for value, start in zip(values, starts, strict=True)]
+    return _of_nodes(group, scaled)
+
+
+def nested(group: Group) -> Advantages:
+    """Give a run of nodes without a fork its value minus what others got from where it started.
+
+    The others are the leaves below the same state but not below the run itself, so that no
+    baseline depends on what it is taken from (as RLOO's, arXiv 2402.14740). They are few: with
+    them, like `baseline_prior` more of them, goes the baseline of the run before.
+    """
+    starts, prior = _starts(group), group.config.baseline_prior
+    baselines: list[float | None] = [None] * len(starts)
+    advantages = [0.0] * len(starts)
+    for index, start in enumerate(starts):
+        own = set(group.below[index])
+        others = [leaf for leaf in group.below[start] if leaf not in own]
+        before = baselines[start]
+        weight = len(others) + (0.0 if before is None else prior)
+        if weight:
+            total = len(others) * group.mean(others) + (before or 0.0) * prior
+            baselines[index] = total / weight
+            advantages[index] = group.mean(group.below[index]) - total / weight
+    return _of_nodes(group, advantages)
+
+
+def _starts(group: Group) -> list[int]:
+    """Return for every node the last fork, or the prompt, above it: where its run of nodes began.
+
+    The prompt's children have begun at the prompt, even when it has only one.
+    """
+    children = group.tree.children()
+    starts = [0] * len(children)
     for index, each in enumerate(group.tree.nodes):
         if each.parent is not None:
             alone = len(children[each.parent]) == 1
-            start[index] = start[each.parent] if alone else each.parent
+            starts[index] = starts[each.parent] if alone else each.parent
+    return starts
+
+
+def _of_nodes(group: Group, advantages: list[float]) -> Advantages:
+    """Give every node its own advantage, in deviations of the group where that is wanted."""
+    scale = group.deviation() if group.config.compare == "deviation" else 1.0
     return {
-        (end, index): (values[index] - values[start[index]]) / scale if scale > 1e-6 else 0.0
+        (end, index): advantages[index] / scale if scale > 1e-6 else 0.0
         for end, path in group.paths.items()
         for index in path
     }
