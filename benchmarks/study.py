@@ -19,7 +19,6 @@ import json
 import os
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -30,10 +29,9 @@ from threading import Semaphore
 from typing import Any
 
 from benchmarks import results
-from benchmarks.statistics import pass_at_k
+from benchmarks.study_record import described
 from spark.recipes import METHODS, RECIPES
-from spark.recipes.config import ModelConfig, Recipe
-from spark.rollout.store import load_trees
+from spark.recipes.config import Recipe
 
 RUNS = results.ROOT / "runs" / "study"
 RESULTS = results.RESULTS / "study"
@@ -44,7 +42,6 @@ PARTS = ("rollout", "train", "train.credit", "train.loss", "model", "env")
 ACTING = ("horizon", "max_tokens", "top_k", "top_p", "min_p", "constrain", "invalid_limit")
 """Fields of a rollout that say how a policy plays, whatever branches."""
 ARMS = [name for name in METHODS if name != "explorer"]
-SAMPLES, PASS_GAMES = 8, 32
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -137,76 +134,6 @@ def start_of(run: Run) -> dict[str, float]:
             path.write_text(json.dumps(found) + "\n")
     loaded: dict[str, float] = json.loads(path.read_text())
     return loaded
-
-
-def described(run: Run) -> dict[str, Any]:
-    """Return what the results file says of a finished run."""
-    summary = json.loads((run.folder / "summary.json").read_text())["arms"]["spark"]
-    lines = [json.loads(x) for x in (run.folder / "metrics.jsonl").read_text().splitlines()]
-    names = ("generated", "prefilled", "reused", "trained")
-    counts = ("forks", "env_steps", "env_steps_replayed")
-    return {
-        "env": run.env,
-        "arm": run.arm,
-        "seed": run.seed,
-        "stop": run.stop,
-        "budget": run.budget,
-        "start": summary["success_before"],
-        "success": summary["success_after"],
-        "episodes": summary["leaves"],
-        "tokens": {name: summary[f"{name}_tokens"] for name in names},
-        "seconds": {name: summary[f"{name}_wall_s"] for name in ("rollout", "train", "env")},
-        **{name: summary[name] for name in counts},
-        "curve": curve(summary, lines, run.recipe().eval.curve),
-        "triggers": triggers(run),
-        "pass_at_k": sampled_success(run),
-    }
-
-
-def curve(summary: dict[str, Any], lines: list[Any], split: str) -> list[dict[str, Any]]:
-    """Return success against what it cost, from the start to the end."""
-    names = {"trained_on_tokens": "tokens", "trained_on_seconds": "seconds", "step": "step"}
-    names[f"curve_{split}"] = "success"
-    way = [
-        {short: line[name] for name, short in names.items()}
-        for line in lines
-        if line["phase"] == "curve"
-    ]
-    start = {"tokens": 0, "seconds": 0.0, "step": 0, "success": summary["success_before"][split]}
-    end = {
-        "tokens": summary["generated_tokens"],
-        "seconds": summary["rollout_wall_s"] + summary["train_wall_s"],
-        "step": sum(line["phase"] == "train" for line in lines),
-        "success": summary["success_after"][split],
-    }
-    return [start, *way, end]
-
-
-def triggers(run: Run) -> dict[str, dict[int, int]]:
-    """Return where trees branched: forks by turn, and by step of training."""
-    turns: Counter[int] = Counter()
-    steps: Counter[int] = Counter()
-    for tree in load_trees(run.folder / "trees.jsonl"):
-        found = [node.turn for node in tree.nodes if node.trigger]
-        turns.update(found)
-        steps[tree.info["step"]] += len(found)
-    return {"by_turn": dict(sorted(turns.items())), "by_step": dict(sorted(steps.items()))}
-
-
-def sampled_success(run: Run) -> dict[int, float]:
-    """Return pass@k of the final policy on the first games of the curve's split."""
-    from spark.recipes.policy import load_policy
-    from spark.recipes.session import Session
-
-    recipe = METHODS["chain"](run.recipe())
-    recipe = replace(recipe, rollout=replace(recipe.rollout, leaves=SAMPLES, roots=SAMPLES))
-    model = load_policy(ModelConfig(path=str(run.folder / "checkpoints/spark/final")))
-    with Session(recipe, *model) as session:
-        games = session.eval_games(recipe.eval.curve)[:PASS_GAMES]
-        trees = session.rollout(games, recipe.rollout, recipe.eval.seed)
-    wins = [sum(leaf["won"] for leaf in tree.info["leaves"]) for tree in trees]
-    ks = [2**i for i in range(SAMPLES.bit_length())]
-    return {k: sum(pass_at_k(won, SAMPLES, k) for won in wins) / len(wins) for k in ks}
 
 
 def finished(run: Run) -> dict[str, Any] | None:

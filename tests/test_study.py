@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import study, study_report
+from benchmarks import study, study_record, study_report
 from benchmarks.statistics import bootstrap, paired_p, pass_at_k
 from benchmarks.study import Run, configured
 from spark.recipes import METHODS, RECIPES
@@ -54,7 +54,7 @@ def test_pass_at_k_by_hand() -> None:
 @pytest.mark.slow
 def test_the_study_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("alfworld")
-    monkeypatch.setattr(study, "PASS_GAMES", 2)
+    monkeypatch.setattr(study_record, "PASS_GAMES", 2)
     monkeypatch.setattr(study, "RUNS", tmp_path / "runs")
     # a process of its own would not see the patches
     monkeypatch.setattr(study, "start", study.play)

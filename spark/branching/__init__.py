@@ -25,5 +25,6 @@ PLANNERS = Registry(
         "refill": "spark.branching.planners:RefillPlanner",
         "random": "spark.branching.planners:RandomPlanner",
         "entropy": "spark.branching.planners:EntropyPlanner",
+        "success": "spark.branching.planners:SuccessPlanner",
     },
 )

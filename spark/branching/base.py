@@ -78,6 +78,8 @@ class Spot:
     """Entropy of each token of that decision, nats; none for the prompt."""
     grown: int = 0
     """How many trajectories a planner has started there already."""
+    won: bool = False
+    """Whether the trajectory that went on from it has won."""
     seed: int
     """Seed of the tree."""
 

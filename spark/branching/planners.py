@@ -77,3 +77,26 @@ class EntropyPlanner:
             if spot.entropies
         }
         return sorted(worth, key=lambda index: (-worth[index], index))[: self.plan_spots]
+
+
+@dataclass(kw_only=True, frozen=True)
+class SuccessPlanner:
+    """Return to states on the way to a success and go on from there anew (Go-Explore's idea).
+
+    arXiv 1901.10995: first return, then explore. Where every trajectory has won, or none, nothing
+    grows: such a tree has nothing to compare, and its spare leaves are saved.
+    """
+
+    plan_spots: int = 2
+    """States grown from in a round, drawn with replacement from the winning trajectories."""
+    plan_rounds: int = 1
+    trigger = "success"
+
+    def plan(self, spots: Sequence[Spot], spare: int, number: int) -> list[int]:
+        """Draw by numbers that depend only on the tree's seed and the round."""
+        won = [index for index, spot in enumerate(spots) if spot.won]
+        lost = any(spot.lineage and not spot.won for spot in spots)
+        if number >= self.plan_rounds or not won or not lost:
+            return []
+        draws = (derive_seed("plan", spots[0].seed, number, k) for k in range(self.plan_spots))
+        return [won[draw % len(won)] for draw in draws]

@@ -15,6 +15,7 @@ BRANCHING = (
     "fixed",
     "novelty",
     "explorer",
+    "return_to_success",
 )
 SIBLINGS = ("chain", "arpo", "tree_grpo", "treepo", "at2po", "gigpo", "spear")
 METHODS = Registry(

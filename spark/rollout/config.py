@@ -54,11 +54,12 @@ class RolloutConfig:
     share."""
     planner: str = "none"
     """What the leaves left over are for once all trajectories have ended: none, refill (anew at
-    the prompt), random or entropy. Until then ended leaves keep their KV and environments."""
+    the prompt), random, entropy or success. Until then ended leaves keep their KV and
+    environments."""
     plan_spots: int = 2
-    """Planners random and entropy: states grown from in a round (random: for every root)."""
+    """Planners random, entropy, success: states grown from in a round (random: for each root)."""
     plan_rounds: int = 1
-    """Planners random and entropy: rounds."""
+    """Planners random, entropy, success: rounds."""
     plan_penalty: float = 0.5
     """Planner entropy: nats taken from a state for every trajectory already started there."""
     max_generated_tokens: int | None = None

@@ -73,6 +73,7 @@ class Stands:
                 turn=stand.then.turn,
                 entropies=stand.entropies,
                 grown=stand.grown,
+                won=stand.owner.won,
                 seed=seed,
             )
             for stand in self.kept

@@ -58,6 +58,7 @@ def test_published_sizes() -> None:
     assert (arpo.roots, arpo.leaves, arpo.probability, arpo.entropy_weight) == (8, 16, 0.5, 0.2)
     schemes = {name: credit_of(name).scheme for name in METHODS}
     special = {"tree_grpo": "tree", "treepo": "depth", "at2po": "node", "gigpo": "anchor"}
+    special["return_to_success"] = "nested"
     assert {name: scheme for name, scheme in schemes.items() if scheme != "leaf"} == special
     assert METHODS["spear"](BASE).train.replay.size > 0
 

@@ -49,6 +49,24 @@ def test_entropy_grows_from_the_least_sure_decision_of_all() -> None:
         assert max(before, key=lambda index: means[index]) in kids
 
 
+def test_success_grows_from_winners_where_others_lost() -> None:
+    config = replace(CHAINS, planner="success", plan_spots=2, roots=3, leaves=5, horizon=16)
+    tasks = ["corridor/1/1"] * 8
+    mixed = 0
+    trees = roll(config, tasks)
+    for tree in trees:
+        grown = [leaf for leaf in tree.info["leaves"] if len(leaf["lineage"]) > 1]
+        roots = [leaf for leaf in tree.info["leaves"] if len(leaf["lineage"]) == 1]
+        winners = {leaf["lineage"][0] for leaf in roots if leaf["won"]}
+        assert len(roots) == 3
+        if 0 < len(winners) < 3:
+            mixed += 1
+            assert len(grown) == 2 and {leaf["lineage"][0] for leaf in grown} <= winners
+        else:
+            assert not grown
+    assert 0 < mixed < len(trees)
+
+
 def test_a_rounds_growth_is_seen_by_the_next() -> None:
     seen: list[list[Spot]] = []
 

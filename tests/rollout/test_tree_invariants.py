@@ -31,7 +31,7 @@ CONFIGS = st.builds(
     fixed_turns=st.lists(st.integers(0, 6), max_size=3).map(tuple),
     pacing=st.sampled_from(["paced", "first_come"]),
     segment_tokens=st.integers(5, 30),
-    planner=st.sampled_from(["none", "refill", "random", "entropy"]),
+    planner=st.sampled_from(["none", "refill", "random", "entropy", "success"]),
     plan_spots=st.integers(1, 3),
     plan_rounds=st.integers(1, 3),
     max_generated_tokens=st.none() | st.integers(40, 400),

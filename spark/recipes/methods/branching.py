@@ -73,3 +73,15 @@ def explorer(recipe: Recipe) -> Recipe:
     The recipe's own score and threshold are kept.
     """
     return method(recipe, rule="score", pacing="paced", **PAPER)
+
+
+def return_to_success(recipe: Recipe) -> Recipe:
+    """Return trees that grow, once some of four roots have won and some not, from the winners.
+
+    Four more leaves start from states of the winning trajectories (Go-Explore's idea, arXiv
+    1901.10995), from where winning is neither sure nor hopeless: there comparing tells most. Trees
+    with nothing to compare cost four leaves, not eight. No baseline depends on its own leaves.
+    """
+    credit = {"scheme": "nested", "leaf_weights": "branching"}
+    plan: dict[str, Any] = {"planner": "success", "plan_spots": 4}
+    return method(recipe, rule="none", **plan, credit=credit, **PAPER)
