@@ -38,6 +38,7 @@ def described(run: Run) -> dict[str, Any]:
         **{name: summary[name] for name in counts},
         "curve": curve(summary, lines, run.recipe().eval.curve),
         "triggers": triggers(run),
+        "trees": outcomes(run),
         "pass_at_k": sampled_success(run),
     }
 
@@ -70,6 +71,16 @@ def triggers(run: Run) -> dict[str, dict[int, int]]:
         turns.update(found)
         steps[tree.info["step"]] += len(found)
     return {"by_turn": dict(sorted(turns.items())), "by_step": dict(sorted(steps.items()))}
+
+
+def outcomes(run: Run) -> dict[str, int]:
+    """Return how many trees and leaves there were, won leaves, and trees of both outcomes."""
+    found = Counter(trees=0, mixed=0, leaves=0, won=0)
+    for tree in load_trees(run.folder / "trees.jsonl"):
+        won = [leaf["won"] for leaf in tree.info["leaves"]]
+        mixed = any(won) and not all(won)
+        found.update(trees=1, mixed=int(mixed), leaves=len(won), won=sum(won))
+    return dict(found)
 
 
 def sampled_success(run: Run) -> dict[int, float]:

@@ -84,6 +84,19 @@ def pass_table(arms: Runs) -> str:
     return table(["arm", *(f"pass@{k}" for k in ks)], rows)
 
 
+def tree_table(arms: Runs) -> str:
+    """Return how much of what an arm generated could teach it anything: trees of both outcomes."""
+    rows = []
+    for arm, runs in arms.items():
+        names = ("trees", "mixed", "leaves", "won")
+        trees, mixed, leaves, won = (sum(run["trees"][name] for run in runs) for name in names)
+        tokens = sum(run["tokens"]["generated"] for run in runs)
+        shares = [f"{leaves / trees:.1f}", f"{won / leaves:.0%}", f"{mixed / trees:.0%}"]
+        rows.append([arm, *shares, f"{mixed / tokens * 1e5:.0f}", f"{leaves / tokens * 1e5:.0f}"])
+    head = ["arm", "leaves per tree", "won leaves", "trees of both outcomes"]
+    return table([*head, "of them per 100,000 tokens", "leaves per 100,000 tokens"], rows)
+
+
 def trigger_table(arms: Runs) -> str:
     """Return which share of an arm's forks lies in which quarter of the turns and of training."""
     rows = []
@@ -151,6 +164,8 @@ def section(name: str, data: dict[str, Any], folder: Path) -> str:
         plot.write_text(curves(arms, axis))
         parts.append(f"![Success against {axis}]({plot.name})")
     parts += ["Success of the final policy in k tries:", pass_table(arms)]
+    parts += ["What the trees could teach (won or lost alike, a tree teaches nothing):"]
+    parts += [tree_table(arms)]
     parts += ["Where trees branched:", trigger_table(arms)]
     return "\n\n".join(parts)
 

@@ -88,6 +88,7 @@ def test_the_study_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     chain, paced = data["runs"][:2]
     assert chain["forks"] == 0 < paced["forks"] == sum(paced["triggers"]["by_turn"].values())
     assert chain["start"] == paced["start"]
+    assert chain["trees"]["leaves"] == chain["episodes"] == 8 * chain["trees"]["trees"]
     again = study.study(runs, "small", "by a test", 1, tmp_path / "results")
     assert json.loads(again.read_text())["runs"] == data["runs"], "finished runs are kept"
     page = tmp_path / "study.md"
@@ -95,5 +96,5 @@ def test_the_study_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     study_report.write(tmp_path / "results", page)
     text = page.read_text()
     assert text.startswith("# Head") and "old" not in text
-    assert "| chain | 2 |" in text and "p=" in text and "pass@8" in text
+    assert "| chain | 2 |" in text and "p=" in text and "pass@8" in text and "both outcomes" in text
     assert (tmp_path / "study_small_tokens.svg").read_text().count("<polyline") == 2
