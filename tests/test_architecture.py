@@ -29,7 +29,7 @@ PROTOCOLS = {"spark.branching.budgets"} | {
     f"spark.{room}{end}" for room in ("branching", "envs", "engines") for end in ("", ".base")
 }
 # what engines have in common
-SHARED = {"spark.engines.text", "spark.engines.http", "spark.engines.wire"}
+SHARED = {f"spark.engines.{name}" for name in ("http", "served", "text", "weights", "wire")}
 HEAVY = {"torch", "transformers", "triton", "textworld", "alfworld", "vllm", "sglang", "peft"}
 HEAVY |= {"gymnasium", "minigrid", "scienceworld", "py4j", "bm25s", "rapidfuzz"}
 # path -> why it is longer than 300 lines

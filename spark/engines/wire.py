@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json as json_module
 import time
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 
@@ -22,6 +22,32 @@ class Refused(ValueError):
     def __init__(self, message: str, param: str | None) -> None:
         super().__init__(message)
         self.param = param
+
+
+class Server(Protocol):
+    """What answers: `Wire` over HTTP, or a server's own routes in this process.
+
+    Every method raises EngineError when the engine fails or is out of reach for long.
+    """
+
+    url: str
+    """Where it is, for messages."""
+
+    async def facts(self) -> dict[str, Any]:
+        """Return what the server says of itself: GET /v1/trees."""
+        ...
+
+    async def complete(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Return the answer of POST /v1/completions. Raises Refused when it is not taken."""
+        ...
+
+    async def drop(self, tree: str) -> dict[str, Any]:
+        """Delete a tree, which may be gone already."""
+        ...
+
+    async def close(self) -> None:
+        """Give back what it takes to ask."""
+        ...
 
 
 class Wire:
@@ -65,9 +91,13 @@ class Wire:
             self._raise(status, answer)
         return answer
 
-    async def delete(self, path: str) -> dict[str, Any]:
-        """Delete what may be gone already."""
-        status, answer = await self._send("DELETE", path, {})
+    async def complete(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Return the answer to a generation request."""
+        return await self.post("/v1/completions", json=body)
+
+    async def drop(self, tree: str) -> dict[str, Any]:
+        """Delete a tree, which may be gone already."""
+        status, answer = await self._send("DELETE", f"/v1/trees/{tree}", {})
         if status not in (200, 404):
             self._raise(status, answer)
         return answer

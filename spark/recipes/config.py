@@ -30,6 +30,10 @@ class LoraConfig:
     """Modules that get an adapter, as peft names them."""
 
 
+EMBEDDED = ("local", "vllm")
+"""Engines that need no server."""
+
+
 @dataclass(kw_only=True, slots=True, frozen=True)
 class ModelConfig:
     """The policy to start from."""
@@ -149,12 +153,12 @@ class Recipe:
     budget_seconds: float | None = None
     """Seconds of rollout and training after which an arm stops; None = only tokens count."""
     engine: str = "local"
-    """Where the policy runs: "local" = in this process; "http" = any Spark server at `url`; "vllm",
-    "sglang" = one that takes weights as that engine does."""
+    """Where the policy runs: "local" = in this process; "vllm" = beside it, or with `url` on a vLLM
+    server; "http" = any Spark server at `url`; "sglang" = one that takes weights as SGLang does."""
     url: str | None = None
     """Where a server listens that serves this policy, e.g. http://localhost:8000."""
     kv_blocks: int = 8192
-    """Blocks of the local engine's KV cache, 16 tokens each."""
+    """KV cache of an engine without `url`, in blocks of 16 tokens."""
     model: ModelConfig = field(default_factory=ModelConfig)
     env: EnvConfig = field(default_factory=EnvConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
@@ -168,7 +172,7 @@ class Recipe:
         if self.budget_tokens is None and self.budget_seconds is None:
             raise ValueError("budget_tokens=None needs budget_seconds: an arm must end")
         ENGINES.check(self.engine)
-        if (self.engine == "local") != (self.url is None):
+        if self.engine == "local" if self.url else self.engine not in EMBEDDED:
             raise ValueError(
                 f"engine={self.engine!r} and url={self.url!r}: a server's engine needs its url, "
                 "the local one takes none"

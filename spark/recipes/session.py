@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -14,11 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spark.core import Tree
 from spark.engines import ENGINES
-from spark.engines.local import LocalEngine
 from spark.envs import ENVS
 from spark.envs.base import EnvSource
 from spark.envs.pool import PooledSource
 from spark.recipes.config import EnvConfig, Recipe
+from spark.recipes.embedded import embedded
 from spark.recipes.policy import full_state
 from spark.rollout.chat import Chat
 from spark.rollout.config import RolloutConfig
@@ -56,15 +55,11 @@ class Session:
         self.source = make_source(recipe.env)
         self.chat = Chat(tokenizer, template=recipe.model.template)
         self._runner = asyncio.Runner()
-        if recipe.engine == "local":
-            self.engine: Any = LocalEngine(
-                copy.deepcopy(model),
-                num_blocks=recipe.kv_blocks,
-                dtype=getattr(torch, recipe.model.dtype),
-                tokenizer=tokenizer,
-            )
+        if recipe.url is None:
+            self.engine: Any = embedded(recipe, model, tokenizer)
         else:
             self.engine = ENGINES[recipe.engine](recipe.url)
+        if recipe.engine != "local":
             self.publish(full_state(model), 0)
 
     def __enter__(self) -> Session:

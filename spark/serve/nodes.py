@@ -65,20 +65,23 @@ class ServedNode:
         return above
 
     def describe(self) -> dict[str, Any]:
-        """Return the node as the answer shows it; per-token lists as long as `token_ids`."""
+        """Return the node as the answer shows it; per-token lists as long as `token_ids`.
+
+        The lists are copies: the answer may stay in this process.
+        """
         node = self.node
         described: dict[str, Any] = {
             "id": self.id,
             "parent": None if self.parent is None else self.parent.id,
             "start": self.start,
-            "token_ids": node.tokens,
+            "token_ids": list(node.tokens),
             "stop": self.stop,
         }
         if any(node.sampled):
             described |= {
-                "logprobs": node.logprobs,
-                "entropies": node.entropies,
-                "log_kept_mass": node.log_kept_mass,
+                "logprobs": list(node.logprobs),
+                "entropies": list(node.entropies),
+                "log_kept_mass": list(node.log_kept_mass),
                 "entropy": sum(node.entropies) / len(node.entropies),
             }
         if node.allowed:

@@ -16,7 +16,14 @@ from spark.serve.answer import Answer
 from spark.serve.chat import ChatFormat
 from spark.serve.constraint import Constraints
 from spark.serve.jobs import ClientLeft, Emit, Jobs
-from spark.serve.openai import AnyBody, ChatBody, parse_chat, parse_completion, to_request
+from spark.serve.openai import (
+    AnyBody,
+    ChatBody,
+    CompletionBody,
+    parse_chat,
+    parse_completion,
+    to_request,
+)
 from spark.serve.plan import Request as TreeRequest
 from spark.serve.plan import tokens_before
 from spark.serve.protocol import RequestError
@@ -41,11 +48,7 @@ class TreeRoutes:
     async def completions(self, http: Request) -> Response:
         """Continue a prompt."""
         try:
-            body = parse_completion(await self.json(http), self.trees.backend)
-            tokens = body.prompt
-            if isinstance(tokens, str):
-                tokens = list(self.trees.backend.tokenizer.encode(tokens))
-            return await self.answer(http, body, tokens)
+            return await self.answer(http, *self._completion(await self.json(http)))
         except Exception as error:
             # whatever went wrong, the client gets OpenAI's error format
             return refusal(error)
@@ -61,18 +64,7 @@ class TreeRoutes:
 
     async def facts(self) -> Response:
         """Say what this server is and takes: clients look here first."""
-        backend, limits = self.trees.backend, self.trees.limits
-        facts = {
-            "engine": backend.name,
-            "model": backend.model,
-            "context": backend.context,
-            "vocab_size": backend.vocab_size,
-            "constrains": backend.constrains,
-            "options": sorted(backend.options),
-            "limits": asdict(limits),
-            "stats": dict(backend.stats()),
-        }
-        return JSONResponse(facts)
+        return JSONResponse(self.describe())
 
     async def delete_tree(self, tree_id: str) -> Response:
         """Drop a tree and its KV; requests that grow it end with an error."""
@@ -82,6 +74,25 @@ class TreeRoutes:
             return refusal(error)
         engine = dict(self.trees.backend.stats())
         return JSONResponse({"id": tree_id, "deleted": True, "engine": engine})
+
+    def describe(self) -> dict[str, Any]:
+        """Return what `facts` answers."""
+        backend, limits = self.trees.backend, self.trees.limits
+        return {
+            "engine": backend.name,
+            "model": backend.model,
+            "context": backend.context,
+            "vocab_size": backend.vocab_size,
+            "constrains": backend.constrains,
+            "options": sorted(backend.options),
+            "limits": asdict(limits),
+            "stats": dict(backend.stats()),
+        }
+
+    async def complete(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Return the answer to the body of a completion that came by no HTTP."""
+        body, tokens = self._completion(record)
+        return await self._whole(body, self._request(body, tokens))
 
     async def json(self, http: Request) -> Any:
         """Return the request's body. Raises RequestError when it is too large or not JSON."""
@@ -98,6 +109,22 @@ class TreeRoutes:
         except (ValueError, RecursionError) as error:
             raise RequestError(f"the body is not JSON: {error}") from None
 
+    def _completion(self, record: Any) -> tuple[CompletionBody, list[int]]:
+        """Return the checked body and the prompt's tokens."""
+        body = parse_completion(record, self.trees.backend)
+        if isinstance(body.prompt, str):
+            return body, list(self.trees.backend.tokenizer.encode(body.prompt))
+        return body, body.prompt
+
+    def _request(self, body: AnyBody, tokens: list[int]) -> TreeRequest:
+        """Return what to run. Raises RequestError for what this server does not do."""
+        if body.branching is not None and not self._branching:
+            raise RequestError(
+                "this server does not branch: serve with --branching spark", param="branching"
+            )
+        wire = None if body.branching is None else body.branching.constraint
+        return to_request(body, tokens, self.trees.backend, self._constraints.make(wire))
+
     def _chat_tokens(self, body: ChatBody) -> list[int]:
         messages = [message.model_dump(exclude_unset=True) for message in body.messages]
         variables = dict(body.chat_template_kwargs)
@@ -110,13 +137,7 @@ class TreeRoutes:
 
     async def answer(self, http: Request, body: AnyBody, tokens: list[int]) -> Response:
         """Run what `body` asks for behind `tokens`. Raises what `refusal` turns into an answer."""
-        backend = self.trees.backend
-        if body.branching is not None and not self._branching:
-            raise RequestError(
-                "this server does not branch: serve with --branching spark", param="branching"
-            )
-        wire = None if body.branching is None else body.branching.constraint
-        request = to_request(body, tokens, backend, self._constraints.make(wire))
+        request = self._request(body, tokens)
         if not body.stream:
             return JSONResponse(await self.jobs.whole(http, self._whole(body, request)))
         pieces = self.jobs.pieces(http, lambda emit: self._stream(body, request, emit))

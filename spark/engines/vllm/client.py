@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
-
 from spark.engines.http import HTTPEngine
+from spark.engines.weights import State, as_folder
 
 
 class VLLMEngine(HTTPEngine):
@@ -29,16 +25,12 @@ class VLLMEngine(HTTPEngine):
         super().__init__(url, **how)
         self._weights = weights
 
-    async def _publish(self, state: Mapping[str, torch.Tensor], version: int) -> None:
+    async def _publish(self, state: State, version: int) -> None:
         """Replace the weights; all KV of the old ones is dropped on the server."""
         if self._weights is None:
             await super()._publish(state, version)
             return
-        # a tensor that several names share is saved under each of them
-        whole = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
-        with tempfile.TemporaryDirectory(prefix="spark-weights-", dir=self._weights) as folder:
-            path = Path(folder) / "model.safetensors"
-            save_file(whole, path, {"format": "pt"})
-            told = {"path": str(path), "version": version}
+        with as_folder(state, self._weights) as folder:
+            told = {"path": str(folder / "model.safetensors"), "version": version}
             answer = await self._wire.post("/v1/weights", json=told)
         self._server_stats = answer["engine"]

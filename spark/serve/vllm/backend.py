@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from vllm.inputs.engine import tokens_input
 
 from spark.engines.base import EngineError, SamplingParams
@@ -40,6 +40,17 @@ class VLLMBackend:
         self._text = TokenBytes(tokenizer)
         self._counts: Counter[str] = Counter()
         self._trees: dict[str, int] = {}
+
+    @classmethod
+    def of(cls, engine: Any, model: str) -> VLLMBackend:
+        """Return the backend of an AsyncLLM, with the tokenizer that vLLM was told to use."""
+        config = engine.vllm_config.model_config
+        tokenizer = AutoTokenizer.from_pretrained(
+            config.tokenizer,
+            revision=config.tokenizer_revision,
+            trust_remote_code=config.trust_remote_code,
+        )
+        return cls(engine, tokenizer, model, ends(config, tokenizer))
 
     @property
     def failure(self) -> str | None:
@@ -150,6 +161,15 @@ class VLLMBackend:
             counts[f"forks_{delta.fork.path}"] += 1
             counts["recomputed"] += delta.fork.recomputed
             counts["reused"] += max(0, (request.fork_at or 0) - request.prompt_length)
+
+
+def ends(config: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Return the tokens that end a text, by the model's generation config and the tokenizer."""
+    told = config.try_get_generation_config().get("eos_token_id")
+    found = [told] if isinstance(told, int) else list(told or ())
+    if tokenizer.eos_token_id is not None:
+        found.append(tokenizer.eos_token_id)
+    return tuple(dict.fromkeys(found))
 
 
 def tree_of(leaf: str) -> str:

@@ -19,9 +19,9 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import REGISTRY
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from transformers import AutoTokenizer
 
 from spark.engines.vllm.options import options
+from spark.engines.weights import MEMORY
 from spark.serve.chat import ChatFormat
 from spark.serve.limits import Limits
 from spark.serve.metrics import Metrics
@@ -58,16 +58,10 @@ class SparkEndpoint:
         chosen = options(engine_client.vllm_config)
         if not chosen.on:
             return
-        config = engine_client.vllm_config.model_config
-        tokenizer = AutoTokenizer.from_pretrained(
-            config.tokenizer,
-            revision=config.tokenizer_revision,
-            trust_remote_code=config.trust_remote_code,
-        )
         names = args.served_model_name or [args.model]
-        backend = VLLMBackend(engine_client, tokenizer, names[0], ends(config, tokenizer))
+        backend = VLLMBackend.of(engine_client, names[0])
         trees = Trees(backend, Limits(**chosen.branching_limits), Metrics(REGISTRY))
-        self.routes = TreeRoutes(trees, ChatFormat(tokenizer, template(args.chat_template)))
+        self.routes = TreeRoutes(trees, ChatFormat(backend.tokenizer, template(args.chat_template)))
         self._backend, self._weight_updates = backend, chosen.branching_weight_updates
         self._expiry = asyncio.create_task(trees.expire())
         atexit.register(fail_if_dead, engine_client)
@@ -90,8 +84,7 @@ class SparkEndpoint:
                 raise RequestError(
                     "weights cannot be replaced: serve with --branching-weight-updates", status=403
                 )
-            memory = Path("/dev/shm")
-            with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+            with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
                 version = await receive_file(http, Path(folder) / "model.safetensors")
                 await self.routes.trees.drop_all()
                 await self._backend.update_weights(folder, version)
@@ -156,15 +149,6 @@ def branches(body: bytes) -> bool:
     except (ValueError, RecursionError):
         return False
     return isinstance(record, dict) and record.get("branching") is not None
-
-
-def ends(config: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Return the tokens that end a text, by the model's generation config and the tokenizer."""
-    told = config.try_get_generation_config().get("eos_token_id")
-    found = [told] if isinstance(told, int) else list(told or ())
-    if tokenizer.eos_token_id is not None:
-        found.append(tokenizer.eos_token_id)
-    return tuple(dict.fromkeys(found))
 
 
 def template(chosen: str | None) -> str | None:
