@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any
@@ -28,6 +28,8 @@ from spark.serve.plan import Request as TreeRequest
 from spark.serve.plan import tokens_before
 from spark.serve.protocol import RequestError
 from spark.serve.trees import Trees
+
+Shape = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class TreeRoutes:
@@ -135,12 +137,26 @@ class TreeRoutes:
         before = tokens_before(self.trees.find(body.branching.tree), body.branching)
         return self._chat.turn(messages, before[-1:], **variables)
 
-    async def answer(self, http: Request, body: AnyBody, tokens: list[int]) -> Response:
-        """Run what `body` asks for behind `tokens`. Raises what `refusal` turns into an answer."""
+    async def answer(
+        self,
+        http: Request,
+        body: AnyBody,
+        tokens: list[int],
+        *,
+        whole: Shape = dict,
+        chunk: Shape = dict,
+    ) -> Response:
+        """Run what `body` asks for behind `tokens`. Raises what `refusal` turns into an answer.
+
+        `whole` and `chunk` give OpenAI's answer and chunks another shape.
+        """
         request = self._request(body, tokens)
         if not body.stream:
-            return JSONResponse(await self.jobs.whole(http, self._whole(body, request)))
-        pieces = self.jobs.pieces(http, lambda emit: self._stream(body, request, emit))
+            return JSONResponse(whole(await self.jobs.whole(http, self._whole(body, request))))
+        pieces = self.jobs.pieces(
+            http,
+            lambda emit: self._stream(body, request, lambda piece: emit(chunk(piece))),
+        )
         # what is refused is refused before the stream begins
         first = await anext(pieces)
         return StreamingResponse(_events(first, pieces), media_type="text/event-stream")

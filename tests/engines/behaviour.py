@@ -326,3 +326,12 @@ BEHAVIOUR: list[Callable[[Subject], Awaitable[None]]] = [
     cancelling_leaves_the_engine_sane,
     the_accounts_add_up,
 ]
+
+INSIDE = {
+    "constraints_limit_and_are_recorded": "its constraint is a Python object of the test",
+    "a_bad_constraint_fails_alone": "its constraint is a Python object of the test",
+    "cancelling_leaves_the_engine_sane": "needs tokens while they are sampled",
+}
+"""Checks that look into the engine's process."""
+REMOTE = [check for check in BEHAVIOUR if check.__name__ not in INSIDE]
+"""What an engine must do whose model runs in another process."""

@@ -33,6 +33,9 @@ class Subject:
     """Most tokens that a fork may compute again."""
     shared: bool = False
     """Whether `start` gives a server that other checks have used."""
+    alone: bool = True
+    """Whether there is no other server behind ours, that answers bodies without `branching` in its
+    own words."""
     threshold: float = 3.5
     """Nats that some tokens' entropies exceed and some do not."""
 
@@ -354,17 +357,28 @@ async def bad_input_names_the_field(subject: Subject) -> None:
 async def bad_bodies_are_refused(subject: Subject) -> None:
     with subject.start(**SMALL) as url:
         async with Client(url) as client:
-            for body in ("", "{", "[" * 100_000, b"\xff\xfe", '{"prompt": NaN}'):
+            broken = ['{"branching": ', '{"prompt": NaN, "branching": {}}', b'"branching": \xff']
+            alien = ["", "{", "[" * 100_000, b"\xff\xfe", '{"prompt": NaN}']
+
+            def ours(body: Any) -> bool:
+                return subject.alone or "branching" in str(body)
+
+            for body in broken + alien:
                 status, answer = await client.ask(body)
-                assert status in (400, 413) and answer["error"]["message"], body[:20]
-            for record in (None, 3, "text", [], [{}], {}):
+                assert status in (400, 413), body[:20]
+                assert not ours(body) or answer["error"]["message"], body[:20]
+            none = {"policy": "none"}
+            records = [{"branching": none}, {"branching": 3, "prompt": [1]}]
+            for record in [*records, None, 3, "text", [], [{}], {}]:
                 status, answer = await client.ask(record)
-                assert status == 400 and answer["error"]["message"], record
-            giant = subject.body(prompt="a" * (SMALL["max_body_bytes"] + 1))
+                assert status == 400, record
+                assert not ours(record) or answer["error"]["message"], record
+            giant = subject.body(prompt="a" * (SMALL["max_body_bytes"] + 1), branching=none)
             status, answer = await client.ask(giant)
             assert status == 413 and str(SMALL["max_body_bytes"]) in answer["error"]["message"]
             many = subject.body(prompt=[1] * 40_000)
-            assert (await client.ask(many))[0] in (400, 413)
+            for body in (many, many | {"branching": none}):
+                assert (await client.ask(body))[0] in (400, 413)
             assert (await client.good(subject.body()))["choices"]
 
 

@@ -7,19 +7,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
-from behaviour import BEHAVIOUR, Subject
+from behaviour import REMOTE, Subject
 from local_server import local_server
 from tiny_models import SIZES, VOCAB, greedy, prompt, tokenizer
 
 from spark.engines.base import Engine
 from spark.engines.http import HTTPEngine
-
-HERE_ONLY = {
-    "constraints_limit_and_are_recorded": "its constraint is a Python object of the test",
-    "a_bad_constraint_fails_alone": "its constraint is a Python object of the test",
-    "cancelling_leaves_the_engine_sane": "needs tokens while they are sampled",
-}
-"""Checks that look into the process; what the client does there is tested below."""
 
 
 @asynccontextmanager
@@ -38,9 +31,8 @@ SUBJECT = Subject(
     block_size=8,
     vocab_size=VOCAB,
 )
-CHECKS = [check for check in BEHAVIOUR if check.__name__ not in HERE_ONLY]
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", REMOTE, ids=lambda check: check.__name__)
 def test_behaviour(check: Callable[[Subject], Awaitable[None]]) -> None:
     asyncio.run(check(SUBJECT))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from spark.cli import main
+from spark.serve.launch import become
 from spark.serve.server import bind
 
 
@@ -36,3 +40,14 @@ def test_a_taken_port_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "first_light", "--port", port]) == 1
     assert f"port={port}" in capsys.readouterr().err
     listener.close()
+
+
+def test_an_engine_that_is_not_installed_is_named() -> None:
+    with pytest.raises(ValueError, match=r"'nobody' is not installed: pip .*\[nobody\]"):
+        become("nobody", "nobody.server", [])
+
+
+def test_the_process_becomes_the_engines_own() -> None:
+    code = "from spark.serve.launch import become; become('json', 'json.tool', ['--help'])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "json.tool" in run.stdout

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 VARIABLE = "SPARK_SGLANG"
+CHOICES = ("none", "spark")
 # flags of SGLang -> the only value that the hooks are made for
 REFUSED = {
     "incremental_streaming_output": False,
@@ -49,7 +50,7 @@ def add_flags(result: Any, parser: ArgumentParser) -> None:
     """Add the flags to SGLang's parser."""
     parser.add_argument(
         "--branching",
-        choices=["none", "spark"],
+        choices=CHOICES,
         default="none",
         help="spark: fork sequences inside the engine and score every token; none: stock SGLang",
     )
@@ -58,19 +59,21 @@ def add_flags(result: Any, parser: ArgumentParser) -> None:
 def from_flags(args: Namespace) -> Options:
     """Take the options out of parsed flags; `args` is left with what SGLang knows.
 
-    Exits where flags do not go together.
+    Raises ValueError where flags do not go together.
     """
-    named = args.sampling_backend
+    chosen, named = args.branching, args.sampling_backend
+    del args.branching
+    if chosen not in CHOICES:
+        raise ValueError(f"branching={chosen!r} must be one of {', '.join(CHOICES)}")
     if named == "spark":
         # what the stock sampler falls back on is SGLang's choice again
         args.sampling_backend = None
-    if args.branching == "none":
+    if chosen == "none":
         if named == "spark":
-            raise SystemExit("spark: --sampling-backend spark needs --branching spark")
+            raise ValueError("--sampling-backend spark needs --branching spark")
         return Options()
     for name, value in REFUSED.items():
         if getattr(args, name, value) != value:
             flag = f"--{name.replace('_', '-')}"
-            raise SystemExit(f"spark: {flag} does not go with --branching spark: leave it out")
-    sampler = "spark" if named in (None, "spark") else "stock"
-    return Options(branching=args.branching, sampler=sampler)
+            raise ValueError(f"{flag} does not go with --branching spark: leave it out")
+    return Options(branching=chosen, sampler="spark" if named in (None, "spark") else "stock")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -21,7 +22,10 @@ def register(server_hooks: ServerHooks | None = None) -> None:
     from sglang.srt.server_args import SAMPLING_BACKEND_CHOICES
 
     def on_flags(original: Callable[..., Any], kind: type, args: Namespace) -> Any:
-        chosen = options.from_flags(args)
+        try:
+            chosen = options.from_flags(args)
+        except ValueError as error:
+            raise SystemExit(f"spark: {error}") from None
         chosen.export()
         if chosen.active:
             activate(server_hooks(args) if server_hooks is not None else ())
@@ -31,8 +35,29 @@ def register(server_hooks: ServerHooks | None = None) -> None:
     arguments = "sglang.srt.server_args.ServerArgs"
     HookRegistry.register(f"{arguments}.add_cli_args", options.add_flags, HookType.AFTER)
     HookRegistry.register(f"{arguments}.from_cli_args", on_flags, HookType.AROUND)
+    if (engine := sys.modules.get("sglang.srt.entrypoints.engine")) is not None:
+        engine.Engine.server_args_class = staticmethod(offline(engine.Engine.server_args_class))
     if options.current().active:
         activate()
+
+
+def offline(kind: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what `sglang.Engine` makes its arguments with: `kind`, and `branching` besides.
+
+    Without it the options are those of the environment. Raises ValueError as `from_flags` does.
+    """
+
+    def arguments(**settings: Any) -> Any:
+        if "branching" in settings:
+            given = Namespace(**{"sampling_backend": None, **settings})
+            chosen = options.from_flags(given)
+            chosen.export()
+            settings = vars(given)
+            if chosen.active:
+                activate()
+        return kind(**settings)
+
+    return arguments
 
 
 def activate(more: Iterable[Hook] = ()) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from spark.engines.base import FinishReason, SamplingParams, TokenConstraint
 from spark.engines.sglang.fork import RELEASE
 from spark.seeds import derive_seed
 from spark.serve.backend import Delta, Fork, ForkPath, LeafRequest
+from spark.serve.sglang.weights import load
 
 # fields of a request -> SGLang's sampling parameters
 OPTIONS = {
@@ -44,6 +46,11 @@ class SGLangBackend:
         self.context = min(manager.context_len, int(limits["max_total_num_tokens"])) - 2
         self._running: set[str] = set()
         self._counts = {"generated": 0, "recomputed": 0, "forks": 0}
+
+    @classmethod
+    def of(cls, engine: Any) -> SGLangBackend:
+        """Return the backend of a `sglang.Engine` of this process."""
+        return cls(engine.tokenizer_manager, engine._scheduler_init_result.scheduler_infos[0])
 
     @property
     def failure(self) -> str | None:
@@ -98,6 +105,10 @@ class SGLangBackend:
         await self.abort(ids)
         for tree in sorted(set(map(_tree, ids))):
             self._manager._dispatch_to_scheduler(AbortReq(rid=RELEASE + tree))
+
+    async def update_weights(self, state: Mapping[str, Tensor], version: int) -> None:
+        """Replace the weights; see `spark.serve.sglang.weights.load`."""
+        await load(self._manager, state, version)
 
     def stats(self) -> Mapping[str, int]:
         """Return what the leaves cost, in tokens."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from importlib.util import find_spec
 
+from spark.serve.launch import become
 from spark.serve.limits import Limits
 
 # flags of `spark serve` that SGLang knows by another name
@@ -24,10 +22,7 @@ def launch(argv: Sequence[str]) -> None:
 
     Raises ValueError when SGLang is not installed.
     """
-    if find_spec("sglang") is None:
-        raise ValueError("engine='sglang' needs SGLang: pip install 'spark-branching[sglang]'")
-    command = [sys.executable, "-m", "sglang.launch_server", *command_line(argv)]
-    os.execv(sys.executable, command)
+    become("sglang", "sglang.launch_server", command_line(argv))
 
 
 def command_line(argv: Sequence[str]) -> list[str]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
 from spark.serve.openai import parse_completion
@@ -39,7 +37,11 @@ class NativeRoutes:
         self.router.add_api_route("/generate", self.generate, methods=["POST"])
 
     async def generate(self, http: Request) -> Response:
-        """Return {"outputs": [a leaf in SGLang's shape, ...], "branching": {...}}."""
+        """Return {"outputs": [a leaf in SGLang's shape, ...], "branching": {...}}.
+
+        A stream has an event per step of a leaf, which says its `index` and, as SGLang's do, all
+        of its text and tokens so far; the last event has `branching` and `usage`.
+        """
         try:
             routes = self._routes
             body = parsed(GenerateBody, await routes.json(http))
@@ -47,8 +49,8 @@ class NativeRoutes:
             tokens = completion.prompt
             if isinstance(tokens, str):
                 tokens = list(routes.trees.backend.tokenizer.encode(tokens))
-            answer = await routes.answer(http, completion, tokens)
-            return JSONResponse(as_native(json.loads(bytes(answer.body))))
+            chunk = NativeStream().chunk
+            return await routes.answer(http, completion, tokens, whole=as_native, chunk=chunk)
         except Exception as error:
             # whatever went wrong, the client is told in one format
             return refusal(error)
@@ -61,8 +63,6 @@ def as_completion(body: GenerateBody) -> dict[str, Any]:
             raise RequestError(
                 f"{name} does not go with branching on /generate: leave it out", param=name
             )
-    if body.stream:
-        raise RequestError("a stream of leaves is served on /v1/completions", param="stream")
     if (body.text is None) == (body.input_ids is None):
         raise RequestError("give one of text and input_ids", param="input_ids")
     params = {RENAMED.get(name, name): value for name, value in body.sampling_params.items()}
@@ -70,20 +70,43 @@ def as_completion(body: GenerateBody) -> dict[str, Any]:
     params.setdefault("max_tokens", 128)
     prompt = body.text if body.input_ids is None else body.input_ids
     branching = body.branching.model_dump(by_alias=True, exclude_unset=True)
-    return {**params, "prompt": prompt, "branching": branching, "return_token_ids": True}
+    fields = {**params, "prompt": prompt, "branching": branching, "return_token_ids": True}
+    if body.stream:
+        fields |= {"stream": True, "stream_options": {"include_usage": True}}
+    return fields
 
 
 def as_native(whole: dict[str, Any]) -> dict[str, Any]:
     """Return the answer of /v1/completions in SGLang's shape."""
-    outputs = []
-    for choice in whole["choices"]:
-        meta = {
-            "id": f"{whole['id']}.{choice['index']}",
-            "finish_reason": {"type": choice["finish_reason"]},
-            "completion_tokens": len(choice["token_ids"]),
-            "branch": choice["branch"],
-        }
-        outputs.append(
-            {"text": choice["text"], "output_ids": choice["token_ids"], "meta_info": meta}
-        )
+    outputs = [output(whole["id"], c, c["text"], c["token_ids"]) for c in whole["choices"]]
     return {"outputs": outputs, "branching": whole["branching"], "usage": whole["usage"]}
+
+
+class NativeStream:
+    """Gives the chunks of one stream SGLang's shape."""
+
+    def __init__(self) -> None:
+        self._texts: dict[int, str] = {}
+        self._tokens: dict[int, list[int]] = {}
+
+    def chunk(self, chunk: dict[str, Any]) -> dict[str, Any]:
+        """Return a leaf as far as it has come, or the end of the stream."""
+        if not chunk["choices"]:
+            return {"branching": chunk["branching"], "usage": chunk["usage"]}
+        (choice,) = chunk["choices"]
+        at = choice["index"]
+        text = self._texts[at] = self._texts.get(at, "") + choice["text"]
+        tokens = self._tokens[at] = self._tokens.get(at, []) + choice["token_ids"]
+        return {"index": at, **output(chunk["id"], choice, text, tokens)}
+
+
+def output(name: str, choice: dict[str, Any], text: str, tokens: list[int]) -> dict[str, Any]:
+    """Return a leaf as SGLang shows an output; `finish_reason` is None while it runs."""
+    reason = choice["finish_reason"]
+    meta = {
+        "id": f"{name}.{choice['index']}",
+        "finish_reason": None if reason is None else {"type": reason},
+        "completion_tokens": len(tokens),
+        "branch": choice["branch"],
+    }
+    return {"text": text, "output_ids": tokens, "meta_info": meta}

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from importlib.util import find_spec
 
+from spark.serve.launch import become
 from spark.serve.limits import Limits
 
 LIMITS = {f"--{field.name}": field.name for field in fields(Limits)}
@@ -19,10 +17,7 @@ def launch(argv: Sequence[str]) -> None:
 
     Raises ValueError when vLLM is not installed.
     """
-    if find_spec("vllm") is None:
-        raise ValueError("engine='vllm' needs vLLM: pip install 'spark-branching[vllm]'")
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", *command_line(argv)]
-    os.execv(sys.executable, command)
+    become("vllm", "vllm.entrypoints.cli.main", command_line(argv))
 
 
 def command_line(argv: Sequence[str]) -> list[str]:
