@@ -48,6 +48,7 @@ def graft(manager: Any, scheduler: dict[str, Any], limits: Limits, template: str
     from fastapi import FastAPI
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
     from sglang.srt.entrypoints.http_server import app
+    from sglang.srt.utils.auth import AuthLevel, auth_level
     from starlette.responses import Response
 
     from spark.serve.chat import ChatFormat
@@ -57,15 +58,20 @@ def graft(manager: Any, scheduler: dict[str, Any], limits: Limits, template: str
     from spark.serve.sglang.backend import SGLangBackend
     from spark.serve.sglang.graft import Graft
     from spark.serve.sglang.native import NativeRoutes
+    from spark.serve.sglang.weights import weight_route
     from spark.serve.trees import Trees
 
     registry = CollectorRegistry()
-    trees = Trees(SGLangBackend(manager, scheduler), limits, Metrics(registry))
+    backend = SGLangBackend(manager, scheduler)
+    trees = Trees(backend, limits, Metrics(registry))
     routes = TreeRoutes(trees, ChatFormat(manager.tokenizer, read_template(template)))
     ours = FastAPI()
     ours.include_router(routes.router)
     ours.include_router(NativeRoutes(routes).router)
     app.add_middleware(Graft, trees_app=ours, trees=trees)
+    # who may use it is what SGLang says of its own routes for weights
+    weights = auth_level(AuthLevel.ADMIN_OPTIONAL)(weight_route(backend))
+    app.add_api_route("/v1/weights", weights, methods=["POST"])
     if not manager.server_args.enable_metrics:
         # with --enable-metrics SGLang's own /metrics shows ours too
         app.add_api_route(

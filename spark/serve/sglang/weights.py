@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
+import torch
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
 from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from spark.serve.routes import refusal
+from spark.serve.weights import receive_state
+
+if TYPE_CHECKING:
+    from spark.serve.sglang.backend import SGLangBackend
 
 
 async def load(manager: Any, state: Mapping[str, Tensor], version: int) -> None:
@@ -13,7 +23,7 @@ async def load(manager: Any, state: Mapping[str, Tensor], version: int) -> None:
 
     All KV of the old ones is dropped, so that what goes on is computed again.
 
-    Raises ValueError where SGLang does not take them.
+    Raises ValueError where they are not this model's.
     """
     from sglang.srt.managers.io_struct import (
         ContinueGenerationReqInput,
@@ -27,6 +37,7 @@ async def load(manager: Any, state: Mapping[str, Tensor], version: int) -> None:
         raise ValueError(
             "SGLang takes weights from memory with --dp-size 1 only: give a folder that it can read"
         )
+    check(manager.model_config.hf_config, state)
     # sent as shared memory, which must not become that of the caller's own tensors
     named = [(name, tensor.detach().cpu().clone()) for name, tensor in state.items()]
     asked = UpdateWeightsFromTensorReqInput(
@@ -43,6 +54,34 @@ async def load(manager: Any, state: Mapping[str, Tensor], version: int) -> None:
         await manager.continue_generation(ContinueGenerationReqInput())
     if not taken:
         raise ValueError(f"SGLang did not take the weights: {message}")
+
+
+def check(config: Any, state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for a tensor that the model does not have: SGLang's process would end."""
+    with torch.device("meta"):
+        known = AutoModelForCausalLM.from_config(config).state_dict()
+    for name, tensor in state.items():
+        if name not in known:
+            raise ValueError(f"{name} is not a weight of {type(config).__name__}'s model")
+        if tensor.shape != known[name].shape:
+            raise ValueError(
+                f"{name} has the shape {list(tensor.shape)}, not {list(known[name].shape)}"
+            )
+
+
+def weight_route(backend: SGLangBackend) -> Callable[[Request], Awaitable[Response]]:
+    """Return the handler of POST /v1/weights; see docs/serving.md."""
+
+    async def weights(http: Request) -> Response:
+        try:
+            state, version = await receive_state(http)
+            await backend.update_weights(state, version)
+        except Exception as error:
+            # a file that cannot be read, tensors that do not fit
+            return refusal(error)
+        return JSONResponse({"weight_version": version, "engine": dict(backend.stats())})
+
+    return weights
 
 
 class Session:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,10 +12,10 @@ import pytest
 from behaviour import GREEDY, REMOTE, Subject, run
 from offline import CONTEXT, SETTINGS
 from served import Server
+from spark.engines.served import ServedEngine
 from tiny_models import VOCAB, greedy, prompt, tiny, tokenizer
 
 from spark.engines.base import Engine
-from spark.engines.served import ServedEngine
 from spark.engines.sglang.client import SGLangEngine
 from spark.serve.sglang.engine import EmbeddedSGLang
 
@@ -152,7 +152,7 @@ def test_weights_that_do_not_fit_are_refused(form: Form, wrong: dict, message: s
 
 @both
 def test_a_sequence_outlives_its_weights(form: Form) -> None:
-    """It goes on with the new ones: what it has is computed again, nothing of the old KV is used."""
+    """It goes on with the new ones: what it has is computed again."""
     tokens = prompt(21, 72)
 
     async def outlive() -> None:
