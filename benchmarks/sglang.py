@@ -10,7 +10,7 @@ import asyncio
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -56,20 +56,14 @@ SHAPES = ((192, 4), (192, 16), (512, 8))
 _NAMES = count()
 
 
-@dataclass
 class Engine:
     """Stock SGLang, with or without the plugin."""
 
-    engine: Any
-
-    @classmethod
-    def start(cls, model: Path, branching: str, **settings: Any) -> Engine:
+    def __init__(self, model: Path, branching: str, **settings: Any) -> None:
         import sglang
 
-        from spark.engines.sglang.options import Options
-
-        Options(branching=branching).export()
-        return cls(sglang.Engine(model_path=str(model), **{**SETTINGS, **settings}))
+        how = {**SETTINGS, **settings, "branching": branching}
+        self.engine = sglang.Engine(model_path=str(model), **how)
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self.engine.loop.run_until_complete(work)
@@ -153,13 +147,12 @@ def fork_cases(
     again: dict[str, list[float]] = {name: [] for name in seconds}
 
     async def measure(engine: Engine, names: list[str]) -> None:
-        running = await parents(engine, rounds * 2, tail, "ours" in names)
+        running = await parents(engine, rounds * len(names), tail, "ours" in names)
         for turn, parent in enumerate(running):
             name = names[turn % len(names)]
             took, recomputed = await fan_out(engine, parent, fan, name == "ours")
             seconds[name].append(took)
             again[name].append(recomputed)
-        for parent in running:
             engine.abort(parent.rid)
         await asyncio.gather(*(parent.task for parent in running))
 
@@ -182,15 +175,13 @@ def throughput_cases(engines: dict[str, Engine], rounds: int, new: int) -> list[
         await asyncio.gather(*(engine.first(tokens, new, spark) for tokens in prompts))
         return time.perf_counter() - start
 
-    variants: dict[str, Callable[[], float]] = {
-        "ours": lambda: engines["spark"].run(wave(engines["spark"], {"score": True})),
-        "idle plugin": lambda: engines["spark"].run(wave(engines["spark"], None)),
-        "stock": lambda: engines["disabled"].run(wave(engines["disabled"], None)),
-    }
-    names = list(variants)
+    ways = {"ours": ("spark", {"score": True}), "idle plugin": ("spark", None)}
+    ways["stock"] = ("stock", None)
+    names = list(ways)
     for turn in range(rounds + 1):
         for name in names[turn % 3 :] + names[: turn % 3]:
-            took = variants[name]()
+            engine, spark = ways[name]
+            took = engines[engine].run(wave(engines[engine], spark))
             if turn:
                 seconds[name].append(took)
     case = {"requests": 16, "new tokens": new}
@@ -256,24 +247,28 @@ def run(quick: bool = False) -> list[Case]:
 
 
 @contextmanager
-def both(folder: Path, page: int, quick: bool) -> Iterator[dict[str, Engine]]:
-    """Run SGLang with the plugin, and without it and its radix cache, at a time."""
+def running(
+    folder: Path, page: int, quick: bool, **engines: dict[str, Any]
+) -> Iterator[dict[str, Engine]]:
+    """Run SGLang several times on one model: name -> its settings."""
+    from spark.serve.sglang.engine import stop
+
     torch.manual_seed(page)
     model = save_model(folder / "random", SMALL if quick else SHAPE)
-    engines = {
-        "spark": Engine.start(model, "spark", page_size=page),
-        "disabled": Engine.start(model, "none", page_size=page, disable_radix_cache=True),
+    started = {
+        name: Engine(model, page_size=page, **settings) for name, settings in engines.items()
     }
     try:
-        yield engines
+        yield started
     finally:
-        for engine in engines.values():
-            engine.engine.shutdown()
+        for engine in started.values():
+            stop(engine.engine)
 
 
 def forks(folder: Path, page: int, quick: bool) -> list[Case]:
     """Compare three ways to give a running parent children."""
-    with both(folder, page, quick) as engines:
+    without = {"branching": "none", "disable_radix_cache": True}
+    with running(folder, page, quick, spark={"branching": "spark"}, disabled=without) as engines:
         shapes = [(192, 4)] if quick else SHAPES
         rounds = 2 if quick else 3
         return [c for shape in shapes for c in fork_cases(engines, page, *shape, rounds)]
@@ -281,7 +276,8 @@ def forks(folder: Path, page: int, quick: bool) -> list[Case]:
 
 def costs(folder: Path, quick: bool) -> list[Case]:
     """Compare ordinary traffic beside the plugin, idle or scoring, with stock SGLang."""
-    with both(folder, 16, quick) as engines:
+    ways = {"spark": {"branching": "spark"}, "stock": {"branching": "none"}}
+    with running(folder, 16, quick, **ways) as engines:
         return throughput_cases(engines, 2 if quick else 9, 16 if quick else 48)
 
 

@@ -18,7 +18,7 @@ except PackageNotFoundError:
     collect_ignore_glob = ["test_*.py"]
 else:
     from offline import Offline, save_model
-    from served import SERVE, Server, served
+    from served import SERVE, THEIRS, Server, served
 
 
 @pytest.fixture(scope="session")
@@ -58,16 +58,16 @@ def server(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     log = tmp_path_factory.mktemp("server") / "log"
     more = {"page-size": 16, "chat_template": "append_only"}
     more |= {f"branching_{name}": limit for name, limit in SMALL.items()}
-    with served(models["qwen3"], log, [*SERVE, "--engine", "sglang"], **more) as found:
+    with served(models["qwen3"], log, SERVE, **more) as found:
         yield found
 
 
 @pytest.fixture(scope="session")
 def small(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Started by SGLang's command, with little memory and low limits."""
+    """Started by `sglang serve`, with little memory and low limits."""
     log = tmp_path_factory.mktemp("small") / "log"
     limits = {"branching_max_leaves": 16, "branching_max_running_leaves": 48}
     limits |= {"branching_max_body_bytes": 100_000, "branching_idle_seconds": 2}
     more = {**limits, "max_total_tokens": 2048, "page_size": 16, "enable_metrics": True}
-    with served(models["qwen3"], log, **more) as found:
+    with served(models["qwen3"], log, THEIRS, **more) as found:
         yield found

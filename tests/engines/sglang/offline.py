@@ -6,18 +6,16 @@ import asyncio
 import itertools
 import json
 import os
-import signal
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import psutil
 from tiny_models import greedy, tiny, tokenizer
 
 from spark.engines.sglang.fork import RELEASE
-from spark.engines.sglang.options import Options
+from spark.serve.sglang.engine import stop
 
 CONTEXT = 4096
 SETTINGS = {
@@ -43,12 +41,6 @@ def save_model(family: str, folder: Path) -> Path:
     return folder
 
 
-def children() -> set[psutil.Process]:
-    """Return what this process has started, but for multiprocessing's own helper."""
-    found = psutil.Process().children(recursive=True)
-    return {one for one in found if "resource_tracker" not in " ".join(one.cmdline())}
-
-
 @dataclass
 class Output:
     """What one request has returned so far."""
@@ -69,19 +61,17 @@ class Output:
 class Offline:
     """`sgl.Engine` and a few shorthands."""
 
-    def __init__(self, model: Path, family: str, options: Options | None = None, **settings: Any):
+    def __init__(self, model: Path, family: str, **settings: Any):
         import sglang
 
-        (options or Options(branching="spark")).export()
         self.family = family
         self.page_size = settings.get("page_size", 1)
         ranks = settings.get("tp_size", 1) * settings.get("dp_size", 1)
         # on a machine with one memory node SGLang wants to be told each rank's cores
         cores = "|".join(map(str, range(ranks))) if ranks > 1 else ""
-        others = children()
+        how = {**SETTINGS, "branching": "spark", **settings}
         with patch.dict(os.environ, {"SGLANG_CPU_OMP_THREADS_BIND": cores} if cores else {}):
-            self.engine = sglang.Engine(model_path=str(model), **{**SETTINGS, **settings})
-        self._processes = children() - others
+            self.engine = sglang.Engine(model_path=str(model), **how)
         self.manager = self.engine.tokenizer_manager
         self._names = itertools.count()
 
@@ -89,14 +79,7 @@ class Offline:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # a shutdown of SGLang ends every child of this process, those of other engines too;
-        # it takes the end of its processes for a crash, and would end this one
-        signal.signal(signal.SIGQUIT, signal.SIG_IGN)
-        if self.manager._subprocess_watchdog is not None:
-            self.manager._subprocess_watchdog.stop()
-        for process in self._processes:
-            process.kill()
-        psutil.wait_procs(self._processes, 20)
+        stop(self.engine)
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self.engine.loop.run_until_complete(asyncio.wait_for(work, 300))

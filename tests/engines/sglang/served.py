@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-LAUNCH = [sys.executable, "-m", "sglang.launch_server"]
-SERVE = [str(Path(sys.executable).with_name("spark")), "serve"]
+LAUNCH = [sys.executable, "-m", "sglang.launch_server", "--model-path"]
+SERVE, THEIRS = (
+    [str(Path(sys.executable).with_name(name)), "serve"] for name in ("spark", "sglang")
+)
 FLAGS = {
     "device": "cpu",
     "attention-backend": "torch_native",
@@ -80,13 +82,11 @@ class Server:
 
 
 @contextmanager
-def served(
-    model: Path, log: Path, how: list[str] | None = None, **more: object
-) -> Iterator[Server]:
+def served(model: Path, log: Path, how: Sequence[str] = LAUNCH, **more: object) -> Iterator[Server]:
     """Serve `model`; `how` is the command up to the model."""
     port = free_port()
-    place = [str(model)] if how is not None and how[:2] == SERVE else ["--model-path", str(model)]
-    server = Server([*(how or LAUNCH), *place, *flags(port, **more)], log, port)
+    chosen = ["--engine", "sglang"] if how is SERVE else []
+    server = Server([*how, str(model), *chosen, *flags(port, **more)], log, port)
     try:
         yield server.wait()
     finally:

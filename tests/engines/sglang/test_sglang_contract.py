@@ -12,6 +12,7 @@ import pkgutil
 import subprocess
 import sys
 from importlib.metadata import entry_points, version
+from typing import Any
 
 import pytest
 
@@ -161,3 +162,20 @@ def test_the_flag_turns_every_hook_on() -> None:
 def test_flags_that_do_not_go_together_are_refused(flags: list[str], message: str) -> None:
     code, told, _ = parsed(*flags)
     assert code != 0 and message in told
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"branching": "maybe"}, "branching='maybe' must be one of none, spark"),
+        ({"branching": "none", "sampling_backend": "spark"}, "needs --branching spark"),
+        ({"branching": "spark", "disable_radix_cache": True}, "--disable-radix-cache does not go"),
+    ],
+)
+def test_offline_settings_that_do_not_go_together_are_refused(
+    settings: dict[str, Any], message: str
+) -> None:
+    import sglang
+
+    with pytest.raises(ValueError, match=message):
+        sglang.Engine(model_path="nowhere", **settings)

@@ -11,15 +11,13 @@ import torch
 from offline import Offline, Output
 from tiny_models import direct_logits, prompt, tiny
 
-from spark.engines.sglang.options import Options
-
 pytestmark = pytest.mark.sglang
 
 
 @pytest.fixture(scope="module")
 def twins(models: dict[str, Path]) -> Iterator[Offline]:
-    options = Options(branching="spark", sampler="stock")
-    with Offline(models["qwen3"], "qwen3", options, page_size=16, tp_size=2) as engine:
+    how = {"sampling_backend": "pytorch", "page_size": 16, "tp_size": 2}
+    with Offline(models["qwen3"], "qwen3", **how) as engine:
         yield engine
         engine.check_clean()
 
