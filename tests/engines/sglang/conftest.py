@@ -18,7 +18,8 @@ except PackageNotFoundError:
     collect_ignore_glob = ["test_*.py"]
 else:
     from offline import Offline, save_model
-    from served import SERVE, THEIRS, Server, served
+    from own_process import Server
+    from served import SERVE, THEIRS, served
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 from behaviour import GREEDY
-from served import Server
+from own_process import Server
 from tiny_models import greedy, prompt
 
 from spark.engines.affinity import AffinityEngine

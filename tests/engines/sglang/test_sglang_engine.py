@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from behaviour import GREEDY, REMOTE, Subject, run
 from offline import CONTEXT, SETTINGS
-from served import Server
+from own_process import Server
 from spark.engines.served import ServedEngine
 from tiny_models import VOCAB, greedy, prompt, tiny, tokenizer
 

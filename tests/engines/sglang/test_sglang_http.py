@@ -12,7 +12,7 @@ import pytest
 from http_behaviour import BEHAVIOUR, Subject
 from http_client import Client
 from offline import CONTEXT
-from served import Server
+from own_process import Server
 from tiny_models import VOCAB, greedy, prompt, tokenizer
 
 pytestmark = pytest.mark.sglang

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from served import Server, served
+from own_process import Server
+from served import served
 
 from spark.recipes.policy import CHECKPOINTS
 from spark.rollout.store import load_trees

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import psutil
 import pytest
 from http_client import Client
-from served import Server, served
+from own_process import Server
+from served import served
 from tiny_models import greedy, prompt
 
 pytestmark = pytest.mark.sglang
@@ -120,17 +120,12 @@ def test_idle_trees_expire(small: Server) -> None:
     assert (status, answer["error"]["param"]) == (404, "branching.tree")
 
 
-def child(server: Server, name: str) -> psutil.Process:
-    processes = psutil.Process(server.process.pid).children(recursive=True)
-    return next(p for p in processes if name in " ".join(p.cmdline()))
-
-
 @pytest.mark.parametrize("name", ["scheduler", "detokenizer"])
 def test_a_killed_process_ends_the_server(
     models: dict[str, Path], tmp_path: Path, name: str
 ) -> None:
     async def doomed(server: Server) -> None:
-        pid = child(server, name).pid
+        pid, *_ = server.pids(name)
         async with Client(server.url) as client:
             asked = asyncio.create_task(client.ask(body(max_tokens=1500, n=8)))
             await asyncio.sleep(0.5)

@@ -15,7 +15,8 @@ import pytest
 from http_behaviour import BEHAVIOUR, Subject
 from http_client import Client
 from models import VOCAB, greedy, prompt
-from server import FLAGS, Server, serving
+from own_process import Server
+from server import FLAGS, blocks_in_use, serving
 from tiny_models import tokenizer
 
 pytestmark = pytest.mark.vllm
@@ -197,7 +198,7 @@ def in_use(server: Server) -> float:
     for _ in range(6):
         asyncio.run(poke())
         time.sleep(0.2)
-        shares.append(server.blocks_in_use())
+        shares.append(blocks_in_use(server))
     return min(shares)
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from behaviour import BEHAVIOUR, Subject
+from behaviour import REMOTE, Subject
 from models import VOCAB, greedy, model, prompt
-from server import FLAGS, SPARK, Server, serving
+from own_process import Server
+from server import FLAGS, SPARK, serving
 from tiny_models import tokenizer
 
 from spark.engines.base import Engine, SamplingParams
@@ -27,15 +28,8 @@ from spark.rollout.store import load_trees
 
 pytestmark = pytest.mark.vllm
 
-HERE_ONLY = {
-    "constraints_limit_and_are_recorded": "its constraint is a Python object of the test",
-    "a_bad_constraint_fails_alone": "its constraint is a Python object of the test",
-    "cancelling_leaves_the_engine_sane": "needs tokens while they are sampled",
-}
-CHECKS = [check for check in BEHAVIOUR if check.__name__ not in HERE_ONLY]
 
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", REMOTE, ids=lambda check: check.__name__)
 def test_behaviour(check: Callable[[Subject], Awaitable[None]], server: Server) -> None:
     @asynccontextmanager
     async def start() -> AsyncIterator[Engine]:

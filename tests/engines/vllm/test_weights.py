@@ -9,8 +9,8 @@ import pytest
 import torch
 from http_client import Client
 from models import greedy, model, prompt
+from own_process import Server
 from safetensors.torch import save, save_file
-from server import Server
 
 pytestmark = pytest.mark.vllm
 

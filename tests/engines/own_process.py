@@ -1,0 +1,77 @@
+"""A server in a process of its own, as a user starts it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from spark.serve.server import bind
+
+
+@dataclass
+class Server:
+    """A server that runs."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def pids(self, name: str) -> list[int]:
+        """Return the processes it has started whose command line has `name`."""
+        started = psutil.Process(self.process.pid).children(recursive=True)
+        return [each.pid for each in started if name in " ".join(each.cmdline())]
+
+    def wait(self, seconds: float = 240) -> None:
+        """Return once it answers."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            assert self.process.poll() is None, self.log.read_text()[-4000:]
+            try:
+                with urllib.request.urlopen(f"{self.url}/health", timeout=5):
+                    return
+            except OSError:
+                time.sleep(0.3)
+        raise TimeoutError(self.log.read_text()[-4000:])
+
+    def stop(self) -> None:
+        """End it and all that it started."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGTERM)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+@contextmanager
+def running(
+    command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    """Run `command`, which listens on the port that is added to it, until left."""
+    listener, url = bind("127.0.0.1", 0)
+    port = url.rpartition(":")[2]
+    listener.close()
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [*command, f"--port={port}"],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=os.environ | (environment or {}),
+            start_new_session=True,
+        )
+    server = Server(url, process, log)
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.stop()
