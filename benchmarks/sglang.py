@@ -219,7 +219,7 @@ def as_case(
         ours=ours,
         baselines=times,
         ratio=ratio if unit == "ms" else {},
-        target=({"ratio": targets} if targets else {"most": most}) if judged else None,
+        target=(targets or {unit: most}) if judged else None,
         met=met if judged else None,
     )
 

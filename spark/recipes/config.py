@@ -30,7 +30,7 @@ class LoraConfig:
     """Modules that get an adapter, as peft names them."""
 
 
-EMBEDDED = ("local", "vllm")
+EMBEDDED = ("local", "sglang", "vllm")
 """Engines that need no server."""
 
 
@@ -153,8 +153,8 @@ class Recipe:
     budget_seconds: float | None = None
     """Seconds of rollout and training after which an arm stops; None = only tokens count."""
     engine: str = "local"
-    """Where the policy runs: "local" = in this process; "vllm" = beside it, or with `url` on a vLLM
-    server; "http" = any Spark server at `url`; "sglang" = one that takes weights as SGLang does."""
+    """Where the policy runs: "local" = in this process; "sglang", "vllm" = beside it, or with `url`
+    on a server of that engine; "http" = any Spark server at `url`."""
     url: str | None = None
     """Where a server listens that serves this policy, e.g. http://localhost:8000."""
     kv_blocks: int = 8192

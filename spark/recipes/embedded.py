@@ -12,8 +12,10 @@ from spark.engines.local import LocalEngine
 from spark.recipes.config import Recipe
 from spark.recipes.policy import resolve
 
-BLOCK = 32
-"""Tokens of a block of vLLM's KV cache; its CPU kernels take multiples of this."""
+BLOCK = 16
+"""Tokens that `kv_blocks` counts in."""
+VLLM_BLOCK = 32
+"""vLLM's CPU kernels take multiples of this."""
 
 
 def embedded(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Any:
@@ -25,11 +27,18 @@ def embedded(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokeni
             dtype=getattr(torch, recipe.model.dtype),
             tokenizer=tokenizer,
         )
+    path, tokens = resolve(recipe.model.path), recipe.kv_blocks * BLOCK
+    if recipe.engine == "sglang":
+        from spark.serve.sglang.engine import EmbeddedSGLang
+
+        return EmbeddedSGLang(
+            path, dtype=recipe.model.dtype, page_size=BLOCK, max_total_tokens=tokens
+        )
     from spark.serve.vllm.engine import EmbeddedVLLM
 
     return EmbeddedVLLM(
-        resolve(recipe.model.path),
+        path,
         dtype=recipe.model.dtype,
-        block_size=BLOCK,
-        num_gpu_blocks_override=recipe.kv_blocks * 16 // BLOCK,
+        block_size=VLLM_BLOCK,
+        num_gpu_blocks_override=tokens // VLLM_BLOCK,
     )

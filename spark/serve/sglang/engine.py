@@ -34,7 +34,8 @@ class EmbeddedSGLang(ServedEngine):
         """
         import sglang
 
-        self._sglang = sglang.Engine(model_path=str(model), **{"branching": "spark", **settings})
+        given = {**usual(), "branching": "spark", **settings}
+        self._sglang = sglang.Engine(model_path=str(model), **given)
         self._backend = SGLangBackend.of(self._sglang)
         self.server = Inside(self._backend)
         super().__init__(self.server)
@@ -47,6 +48,21 @@ class EmbeddedSGLang(ServedEngine):
     async def _publish(self, state: State, version: int) -> None:
         """Hand the weights over in shared memory; all KV of the old ones is dropped."""
         await self._backend.update_weights(state, version)
+
+
+def usual() -> dict[str, Any]:
+    """Return what must be set on a CPU without AMX: SGLang does not choose it itself."""
+    from sglang.srt.utils import cpu_has_amx_support, is_cpu
+
+    if not is_cpu() or cpu_has_amx_support():
+        return {}
+    return {
+        "device": "cpu",
+        "attention_backend": "torch_native",
+        "cuda_graph_backend_decode": "disabled",
+        "cuda_graph_backend_prefill": "disabled",
+        "sleep_on_idle": True,
+    }
 
 
 def stop(engine: Any) -> None:

@@ -12,10 +12,10 @@ import pytest
 from behaviour import GREEDY, REMOTE, Subject, run
 from offline import CONTEXT, SETTINGS
 from own_process import Server
-from spark.engines.served import ServedEngine
 from tiny_models import VOCAB, greedy, prompt, tiny, tokenizer
 
 from spark.engines.base import Engine
+from spark.engines.served import ServedEngine
 from spark.engines.sglang.client import SGLangEngine
 from spark.serve.sglang.engine import EmbeddedSGLang
 

@@ -26,10 +26,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield found
 
 
-def test_a_few_steps_with_weights_published(server: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["served", "embedded"])
+def test_a_few_steps_with_weights_published(
+    where: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    url = ["--url", request.getfixturevalue("server").url] if where == "served" else []
     told = subprocess.run(
         [
-            *[SPARK, "train", "first_light_smoke", "--engine", "sglang", "--url", server.url],
+            *[SPARK, "train", "first_light_smoke", "--engine", "sglang", *url],
             *["--arms", "spark", "--budget_tokens", "4000", "--eval.games.L0", "2"],
         ],
         cwd=tmp_path,
