@@ -19,10 +19,10 @@ from typing import Any
 import aiohttp
 
 from benchmarks.harness import Case, Timing
+from spark.serve.server import bind
 
 THRESHOLD = 7.3
 """Nats; a random model's tokens lie around it, so that forks spread over the text."""
-PORT = 8577
 # leaves, roots, tokens of a leaf, prompt
 SHAPES = ((8, 2, 192, 1024), (16, 4, 192, 1024), (16, 2, 128, 2048))
 QUICK = ((4, 2, 32, 128),)
@@ -31,12 +31,13 @@ QUICK = ((4, 2, 32, 128),)
 @contextmanager
 def server(model: Path, *flags: str) -> Iterator[str]:
     """Run `spark serve` until left; yield its URL."""
+    listener, url = bind("127.0.0.1", 0)
+    listener.close()
     spark = Path(sys.executable).with_name("spark")
-    command = [str(spark), "serve", str(model), "--port", str(PORT), *flags]
+    command = [str(spark), "serve", str(model), "--port", url.rpartition(":")[2], *flags]
     log = model / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-    url = f"http://127.0.0.1:{PORT}"
     try:
         asyncio.run(started(url, process, log))
         yield url

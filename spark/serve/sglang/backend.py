@@ -12,7 +12,7 @@ from spark.engines.base import FinishReason, SamplingParams, TokenConstraint
 from spark.engines.sglang.fork import RELEASE
 from spark.seeds import derive_seed
 from spark.serve.backend import Delta, Fork, ForkPath, LeafRequest
-from spark.serve.sglang.weights import load
+from spark.serve.sglang.weights import Weights
 
 # fields of a request -> SGLang's sampling parameters
 OPTIONS = {
@@ -44,6 +44,7 @@ class SGLangBackend:
         self.eos_token_ids = tuple(sorted(manager.model_config.hf_eos_token_id or ()))
         # SGLang keeps two positions of the context, and of the pool, for itself
         self.context = min(manager.context_len, int(limits["max_total_num_tokens"])) - 2
+        self._weights = Weights(manager)
         self._running: set[str] = set()
         self._counts = {"generated": 0, "recomputed": 0, "forks": 0}
 
@@ -107,8 +108,8 @@ class SGLangBackend:
             self._manager._dispatch_to_scheduler(AbortReq(rid=RELEASE + tree))
 
     async def update_weights(self, state: Mapping[str, Tensor], version: int) -> None:
-        """Replace the weights; see `spark.serve.sglang.weights.load`."""
-        await load(self._manager, state, version)
+        """Replace the weights; see `spark.serve.sglang.weights.Weights.load`."""
+        await self._weights.load(state, version)
 
     def stats(self) -> Mapping[str, int]:
         """Return what the leaves cost, in tokens."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,7 @@ from fastapi.responses import JSONResponse
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from spark.engines.weights import whole
 from spark.serve.routes import refusal
 from spark.serve.weights import receive_state
 
@@ -18,55 +20,67 @@ if TYPE_CHECKING:
     from spark.serve.sglang.backend import SGLangBackend
 
 
-async def load(manager: Any, state: Mapping[str, Tensor], version: int) -> None:
-    """Replace the weights; running requests pause, and go on with the new ones.
+class Weights:
+    """The weights of one SGLang, seen from the process of its tokenizer manager."""
 
-    All KV of the old ones is dropped, so that what goes on is computed again.
+    def __init__(self, manager: Any) -> None:
+        self._manager = manager
 
-    Raises ValueError where they are not this model's.
-    """
-    from sglang.srt.managers.io_struct import (
-        ContinueGenerationReqInput,
-        PauseGenerationReqInput,
-        UpdateWeightsFromTensorReqInput,
-    )
-    from sglang.srt.utils import MultiprocessingSerializer
+    async def load(self, state: Mapping[str, Tensor], version: int) -> None:
+        """Replace them; running requests pause, and go on with the new ones.
 
-    args = manager.server_args
-    if args.dp_size != 1:
-        raise ValueError(
-            "SGLang takes weights from memory with --dp-size 1 only: give a folder that it can read"
+        All KV of the old ones is dropped, so that what goes on is computed again.
+
+        Raises ValueError where they are not this model's.
+        """
+        from sglang.srt.managers.io_struct import (
+            ContinueGenerationReqInput,
+            PauseGenerationReqInput,
+            UpdateWeightsFromTensorReqInput,
         )
-    check(manager.model_config.hf_config, state)
-    # sent as shared memory, which must not become that of the caller's own tensors
-    named = [(name, tensor.detach().cpu().clone()) for name, tensor in state.items()]
-    asked = UpdateWeightsFromTensorReqInput(
-        serialized_named_tensors=[
-            MultiprocessingSerializer.serialize(named) for _ in range(args.tp_size)
-        ],
-        weight_version=str(version),
-    )
-    await manager.pause_generation(PauseGenerationReqInput(mode="retract"))
-    try:
-        async with Session(manager):
-            taken, message = await manager.update_weights_from_tensor(asked)
-    finally:
-        await manager.continue_generation(ContinueGenerationReqInput())
-    if not taken:
-        raise ValueError(f"SGLang did not take the weights: {message}")
+        from sglang.srt.utils import MultiprocessingSerializer
 
-
-def check(config: Any, state: Mapping[str, Tensor]) -> None:
-    """Raise ValueError for a tensor that the model does not have: SGLang's process would end."""
-    with torch.device("meta"):
-        known = AutoModelForCausalLM.from_config(config).state_dict()
-    for name, tensor in state.items():
-        if name not in known:
-            raise ValueError(f"{name} is not a weight of {type(config).__name__}'s model")
-        if tensor.shape != known[name].shape:
+        manager, args = self._manager, self._manager.server_args
+        if args.dp_size != 1:
             raise ValueError(
-                f"{name} has the shape {list(tensor.shape)}, not {list(known[name].shape)}"
+                "SGLang takes weights from memory with --dp-size 1 only: give a folder that it "
+                "can read"
             )
+        self._check(state)
+        named = list(whole(state).items())
+        asked = UpdateWeightsFromTensorReqInput(
+            # a rank takes the shared memory it is told of away
+            serialized_named_tensors=[
+                MultiprocessingSerializer.serialize(named) for _ in range(args.tp_size)
+            ],
+            weight_version=str(version),
+        )
+        await manager.pause_generation(PauseGenerationReqInput(mode="retract"))
+        try:
+            async with Update(manager):
+                taken, message = await manager.update_weights_from_tensor(asked)
+        finally:
+            await manager.continue_generation(ContinueGenerationReqInput())
+        if not taken:
+            raise ValueError(f"SGLang did not take the weights: {message}")
+
+    def _check(self, state: Mapping[str, Tensor]) -> None:
+        """Raise ValueError for a tensor that the model does not have: SGLang would end by it."""
+        for name, tensor in state.items():
+            if name not in self._shapes:
+                raise ValueError(
+                    f"{name} is not a weight of {self._manager.server_args.model_path}"
+                )
+            if tensor.shape != self._shapes[name]:
+                raise ValueError(
+                    f"{name} has the shape {list(tensor.shape)}, not {list(self._shapes[name])}"
+                )
+
+    @cached_property
+    def _shapes(self) -> dict[str, torch.Size]:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(self._manager.model_config.hf_config)
+        return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
 def weight_route(backend: SGLangBackend) -> Callable[[Request], Awaitable[Response]]:
@@ -84,7 +98,7 @@ def weight_route(backend: SGLangBackend) -> Callable[[Request], Awaitable[Respon
     return weights
 
 
-class Session:
+class Update:
     """What 0.5.21 and later want around an update."""
 
     def __init__(self, manager: Any) -> None:
