@@ -22,6 +22,7 @@ from spark.engines.sglang.hooks import Hook, installed
 pytestmark = pytest.mark.sglang
 
 SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
+MANAGER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
 BATCH = "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo"
 # target -> the parameters that hooks and calls of ours use, by name
 CALLS = {
@@ -48,6 +49,14 @@ CALLS = {
     f"{BATCH}.adjusted_filter_batch": ["self", "keep_indices", "keep_indices_device"],
     f"{BATCH}.adjusted_merge_batch": ["self", "other"],
     f"{BATCH}.copy_for_forward": ["self"],
+    f"{MANAGER}.generate_request": ["self", "obj", "request"],
+    f"{MANAGER}.abort_request": ["self", "rid"],
+    f"{MANAGER}.pause_generation": ["self", "obj"],
+    f"{MANAGER}.update_weights_from_tensor": ["self", "obj"],
+    f"{MANAGER}.continue_generation": ["self", "obj"],
+    "sglang.srt.entrypoints.engine.Engine.get_all_child_pids": ["self"],
+    "sglang.srt.entrypoints.engine.Engine.shutdown": ["self"],
+    "sglang.srt.utils.MultiprocessingSerializer.serialize": ["obj"],
     "sglang.srt.layers.sampler.create_sampler": ["backend"],
     "sglang.srt.layers.sampler.register_sampler_backend": ["backend", "factory"],
     "sglang.srt.layers.sampler.Sampler.forward": [
