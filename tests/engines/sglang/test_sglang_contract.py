@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import pkgutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 
 from spark.engines.sglang import plugin
 from spark.engines.sglang.hooks import Hook, installed
+from spark.engines.sglang.options import VARIABLE
 
 pytestmark = pytest.mark.sglang
 
@@ -139,8 +141,14 @@ print("RESULT", json.dumps([sorted(HookRegistry._patched), os.environ.get("SPARK
 
 def parsed(*flags: str) -> tuple[int, str, list]:
     """Return what a launcher that got `flags` has changed in itself."""
+    # an engine that was started here has told its processes
+    fresh = {name: value for name, value in os.environ.items() if name != VARIABLE}
     run = subprocess.run(
-        [sys.executable, "-c", PARSE, *flags], capture_output=True, text=True, check=False
+        [sys.executable, "-c", PARSE, *flags],
+        env=fresh,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     lines = [line for line in run.stdout.splitlines() if line.startswith("RESULT ")]
     return run.returncode, run.stderr, json.loads(lines[0][7:]) if lines else []
