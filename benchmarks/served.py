@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import time
@@ -36,8 +37,12 @@ def server(model: Path, *flags: str) -> Iterator[str]:
     spark = Path(sys.executable).with_name("spark")
     command = [str(spark), "serve", str(model), "--port", url.rpartition(":")[2], *flags]
     log = model / "server.log"
+    # threads of the model that wait for each other would wait for the server's own work, too
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment
+        )
     try:
         asyncio.run(started(url, process, log))
         yield url
