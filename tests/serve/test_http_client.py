@@ -13,7 +13,6 @@ import torch
 from fastapi import FastAPI
 from http_client import Client
 from local_server import listening, local_server
-from safetensors.torch import save_file
 from tiny_models import greedy, prompt, tiny
 
 from spark.engines.base import EngineError, SamplingParams
@@ -80,11 +79,10 @@ def test_weights_are_published(tmp_path: Path) -> None:
                 assert await one(engine) == (want, 3)
                 behind = {"tree": kept["branching"]["id"], "from": 0}
                 assert (await client.ask({"prompt": [], "branching": behind}))[0] == 404
-                # from a file
-                save_file(tiny("qwen3").state_dict(), tmp_path / "old.safetensors")
-                told = {"path": str(tmp_path / "old.safetensors"), "version": 4}
-                assert (await client.good(told, "/v1/weights"))["weight_version"] == 4
+                async with HTTPEngine(url, weights=tmp_path) as near:
+                    await near.update_weights(tiny("qwen3").state_dict(), 4)
                 assert await one(engine) == (old, 4)
+                assert not list(tmp_path.iterdir())
                 for wrong in ({"nothing": torch.zeros(2)}, {next(iter(state)): torch.zeros(2)}):
                     with pytest.raises(ValueError, match="state"):
                         await engine.update_weights(wrong, 5)
