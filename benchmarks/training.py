@@ -1,7 +1,7 @@
 """One optimiser step on the same trees: whole trees packed, one row per leaf, the prompt shared.
 
 packed: every node is forwarded once and trained once with the merged credit of its leaves.
-leaves: a row per leaf, what is shared forwarded and trained again for each; nothing is padded.
+leaves: every leaf by itself, what is shared forwarded and trained again for each; nothing padded.
 prompt: the prompt is forwarded once and what follows it once per leaf (PrefixGrouper's sharing).
 All take the same step: their gradients are compared before anything is timed. The bound is what
 leaves forward over what is unique. Packing counts as part of the step.
@@ -81,8 +81,8 @@ def step_cases(setting: Setting, rounds: int) -> list[Case]:
         steps[name] = partial(step, own, AdamW(trained(own), lr=1e-6), way, setting)
     memory = {name: kept_bytes(model, way, setting) for name, way in ways.items()}
     steps["packing"] = lambda: rows_of(ways["packed"], setting)
-    layers, rows = base_model(model).config.num_hidden_layers, rows_of(ways["packed"], setting)
-    steps["masks"] = lambda: [masks(row) for row in rows for _ in range(layers)]
+    rows = rows_of(ways["packed"], setting)
+    steps["masks"] = lambda: [masks(row) for row in rows]
     times = interleave(steps, rounds=rounds, warmup=1)
     return cases(setting, forest, times, tokens, memory)
 
@@ -93,11 +93,8 @@ def rows_of(way: Forest, setting: Setting) -> list[Row]:
 
 
 def masks(row: Row) -> None:
-    """Make the masks of one layer's attention."""
-    for index, segment in enumerate(row.segments):
-        above = [row.segments[part] for part in row.ancestry(index)]
-        keys = sum(part.stop - part.start for part in above)
-        hidden_keys(segment.stop - segment.start, keys, None)
+    """Make what the layers of one forward pass share: who sees whom on the longest path."""
+    hidden_keys(int(row.positions.max()) + 1, None, row.tokens.device)
 
 
 def forwarded(way: Forest, setting: Setting) -> int:

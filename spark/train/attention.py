@@ -7,6 +7,7 @@ backward, than the fused kernel at the lengths of agent episodes.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -61,19 +62,21 @@ def tree_attention(
     scaled = query[0].unflatten(0, (kv_heads, groups)) * (scaling or dim**-0.5)
     queries = scaled.split(sizes, dim=2)
     keys, values = key[0].split(sizes, dim=1), value[0].split(sizes, dim=1)
+    paths = [tree.ancestry(index) for index in range(len(sizes))]
+    depths = [sum(sizes[part] for part in path) for path in paths]
+    hidden = _shared_mask(max(depths), sliding_window, query.device)
     outputs = []
-    for index, size in enumerate(sizes):
+    for index, (size, path, depth) in enumerate(zip(sizes, paths, depths, strict=True)):
         if size == 0:
             continue
-        path = tree.ancestry(index)
         own_keys = torch.cat([keys[part] for part in path], dim=1)
         own_values = torch.cat([values[part] for part in path], dim=1)
         scores = queries[index].flatten(1, 2) @ own_keys.transpose(1, 2)
         scores = scores.unflatten(1, (groups, size))
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
-        hidden = hidden_keys(size, own_keys.shape[1], sliding_window).to(scores.device)
-        weights = scores.masked_fill_(hidden, float("-inf")).softmax(-1)
+        scores = scores.masked_fill_(hidden[depth - size : depth, :depth], float("-inf"))
+        weights = scores.softmax(-1)
         outputs.append((weights.flatten(1, 2) @ own_values).unflatten(1, (groups, size)))
     # [Hkv, G, T, D]
     output = torch.cat(outputs, dim=2).flatten(0, 1)
@@ -81,11 +84,15 @@ def tree_attention(
     return output.transpose(0, 1)[None], None
 
 
-def hidden_keys(queries: int, keys: int, window: int | None) -> Tensor:
-    """Return what the last `queries` of `keys` positions may not see, as bool [queries, keys]."""
-    everything = torch.ones(queries, keys, dtype=torch.bool)
-    future = everything.triu(keys - queries + 1)
-    return future if window is None else future | everything.tril(keys - queries - window)
+def hidden_keys(length: int, window: int | None, device: torch.device) -> Tensor:
+    """Return what each position of a path may not see of it, as bool [length, length]."""
+    everything = torch.ones(length, length, dtype=torch.bool, device=device)
+    future = everything.triu(1)
+    return future if window is None else future | everything.tril(-window)
 
+
+# who sees whom depends on the two depths only: the masks of all segments and layers are corners of
+# one; a model has at most two kinds of layers, with a window and without
+_shared_mask = lru_cache(maxsize=2)(hidden_keys)
 
 AttentionInterface.register(NAME, tree_attention)
