@@ -7,10 +7,10 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from random import Random
 
 from spark.envs.alfworld.problem import GOAL_SLOT, GameData
 from spark.envs.alfworld.scenes import TASK_TYPES
+from spark.envs.splits import drawn
 
 FOLDERS = {"train": "train", "L0": "valid_seen", "L1": "valid_unseen", "L2": "valid_unseen"}
 REMEDY = "run `alfworld-download` (it fills ~/.cache/alfworld) and give its json_2.1.1 folder"
@@ -42,8 +42,7 @@ class OfficialGames:
         ]
         if not names:
             raise ValueError(f"data={str(self.root)!r} has no game of split {split}; {REMEDY}")
-        Random(f"{split}/{seed}").shuffle(names)
-        return [names[index % len(names)] for index in range(count)]
+        return drawn(names, split, count, seed)
 
     def read(self, task: str) -> GameData:
         """Return the game in the folder called `task`. Raises ValueError when there is none."""

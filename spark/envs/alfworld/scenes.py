@@ -6,6 +6,8 @@ import hashlib
 from dataclasses import asdict, dataclass, fields
 from typing import NamedTuple
 
+from spark.envs.splits import SPLITS
+
 TASK_TYPES = (
     "pick_and_place_simple",
     "look_at_obj_in_light",
@@ -15,7 +17,6 @@ TASK_TYPES = (
     "pick_two_obj_and_place",
 )
 ROOMS = ("Kitchen", "LivingRoom", "Bedroom", "Bathroom")
-SPLITS = ("train", "L0", "L1", "L2")
 
 
 @dataclass(kw_only=True, frozen=True)

@@ -22,9 +22,10 @@ from spark.envs.alfworld.experts import handcoded, planned
 from spark.envs.alfworld.generate import sample_game
 from spark.envs.alfworld.official import OfficialGames
 from spark.envs.alfworld.problem import GameData
-from spark.envs.alfworld.scenes import SPLITS, Scenes, TaskName
+from spark.envs.alfworld.scenes import Scenes, TaskName
 from spark.envs.alfworld.translate import cached_at, translate
 from spark.envs.expert import Episode
+from spark.envs.splits import check_split
 
 GAMES_KEPT = 64
 FEW_TASKS = 16
@@ -66,8 +67,7 @@ class AlfworldSource:
 
     def tasks(self, split: str, count: int, seed: int = 0) -> Sequence[str]:
         """Return the names of `count` tasks of `split`, the same ones for the same seed."""
-        if split not in SPLITS:
-            raise ValueError(f"split: unknown {split!r}; choose among {', '.join(SPLITS)}")
+        check_split(split)
         if self.official is not None:
             return self.official.tasks(split, count, seed)
         digest = self.scenes.digest()

@@ -8,6 +8,7 @@ from typing import Any
 
 from spark.envs.base import ForkKind
 from spark.envs.gymnasium.options import GymnasiumOptions, TaskName
+from spark.envs.splits import check_split
 from spark.registry import load
 from spark.seeds import derive_seed
 
@@ -20,7 +21,7 @@ except ImportError as error:
         f"Gymnasium is not installed ({error}); run: pip install spark-branching[gymnasium]"
     ) from error
 
-SPLITS = {"train": "seen", "L0": "seen", "L1": "unseen", "L2": "other"}
+IDS = {"train": "seen", "L0": "seen", "L1": "unseen", "L2": "other"}
 """Split -> the option that has its ids."""
 
 
@@ -42,9 +43,8 @@ class GymnasiumSource:
 
     def tasks(self, split: str, count: int, seed: int = 0) -> Sequence[str]:
         """Return `count` tasks of `split`, its ids in turn, the same ones for the same seed."""
-        if split not in SPLITS:
-            raise ValueError(f"split: unknown {split!r}; choose among {', '.join(SPLITS)}")
-        ids = getattr(self.options, SPLITS[split])
+        check_split(split)
+        ids = getattr(self.options, IDS[split])
         return [
             str(TaskName(ids[index % len(ids)], derive_seed("gym", split, seed, index) % 2**31))
             for index in range(count)

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from random import Random
 from typing import Any
 
 from spark.envs.cache import cache_dir, write_atomic
 from spark.envs.expert import Episode
 from spark.envs.scienceworld.options import ScienceWorldOptions, TaskName
+from spark.envs.splits import check_split, drawn
 
 try:
     from scienceworld.constants import BASEPATH
@@ -49,16 +49,14 @@ class ScienceWorldSource:
 
         Raises ValueError for an unknown split or task type.
         """
-        if split not in OFFICIAL:
-            raise ValueError(f"split: unknown {split!r}; choose among {', '.join(OFFICIAL)}")
+        check_split(split)
         kinds = self.options.held_out if split == "L2" else self.options.tasks
         names = [
             str(TaskName(kind, variation, self.options.simplifications))
             for kind in kinds
             for variation in self._variations[self._known(kind)][OFFICIAL[split]]
         ]
-        Random(f"{split}/{seed}").shuffle(names)
-        return [names[index % len(names)] for index in range(count)]
+        return drawn(names, split, count, seed)
 
     def kinds(self) -> list[str]:
         """Return all task types of ScienceWorld."""

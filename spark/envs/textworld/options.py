@@ -6,11 +6,11 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from spark.envs.splits import SPLITS
 from spark.seeds import derive_seed
 
 LEVELS = {"treasure_hunter": 30, "coin_collector": 300}
 """Challenge -> its highest level."""
-SPLITS = ("train", "L0", "L1", "L2")
 NAME = re.compile(
     rf"({'|'.join(SPLITS)})/([0-9]+)/([0-9]+)@({'|'.join(LEVELS)})-([0-9]+)(-directions)?"
 )

@@ -9,7 +9,8 @@ from pathlib import Path
 from random import Random
 
 from spark.envs.expert import Episode, ExpertStep
-from spark.envs.textworld.options import SPLITS, TaskName, TextWorldOptions
+from spark.envs.splits import check_split
+from spark.envs.textworld.options import TaskName, TextWorldOptions
 from spark.seeds import derive_seed
 
 try:
@@ -37,8 +38,7 @@ class TextWorldSource:
 
     def tasks(self, split: str, count: int, seed: int = 0) -> Sequence[str]:
         """Return the names of `count` games of `split`, the same ones for the same seed."""
-        if split not in SPLITS:
-            raise ValueError(f"split: unknown {split!r}; choose among {', '.join(SPLITS)}")
+        check_split(split)
         options = self.options
         challenge = options.other_challenge if split == "L2" else options.challenge
         level = options.harder_level if split == "L1" else options.level

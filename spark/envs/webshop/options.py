@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-SPLITS = ("train", "L0", "L1", "L2")
+from spark.envs.splits import SPLITS
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from random import Random
 from typing import Any
 
+from spark.envs.splits import check_split, drawn
 from spark.envs.webshop.catalogue import read_catalogue
-from spark.envs.webshop.options import SPLITS, TaskName, WebShopOptions
+from spark.envs.webshop.options import TaskName, WebShopOptions
 from spark.envs.webshop.synthetic import synthetic_catalogue
 from spark.registry import load
 
@@ -39,15 +39,13 @@ class WebShopSource:
 
     def tasks(self, split: str, count: int, seed: int = 0) -> Sequence[str]:
         """Return `count` goals of `split` in an order fixed by the seed, repeated if too few."""
-        if split not in SPLITS:
-            raise ValueError(f"split: unknown {split!r}; choose among {', '.join(SPLITS)}")
+        check_split(split)
         numbers = self._numbers(split)
         if not numbers:
             raise ValueError(f"held_out={self.options.held_out} leaves no goal for split {split}")
-        Random(f"{split}/{seed}").shuffle(numbers)
         digest = self.shop.catalogue.digest
         return [
-            str(TaskName(split, numbers[index % len(numbers)], digest)) for index in range(count)
+            str(TaskName(split, number, digest)) for number in drawn(numbers, split, count, seed)
         ]
 
     def make(self) -> WebShopEnv:
