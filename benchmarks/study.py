@@ -36,7 +36,13 @@ from spark.recipes.config import Recipe
 RUNS = results.ROOT / "runs" / "study"
 RESULTS = results.RESULTS / "study"
 # the policy each environment starts from is part of its recipe
-ENVIRONMENTS = {"alfworld": "first_light", "alfworld_smoke": "first_light_smoke"}
+ENVIRONMENTS = {
+    "alfworld": "first_light",
+    "alfworld_smoke": "first_light_smoke",
+    # find-* and lifespan-*; made by `spark sft scienceworld --output runs/scienceworld_start`
+    "scienceworld": "scienceworld",
+    "scienceworld_smoke": "scienceworld_smoke",
+}
 PARTS = ("rollout", "train", "train.credit", "train.loss", "model", "env")
 """Parts of a recipe that an arm's settings may be fields of."""
 ACTING = ("horizon", "max_tokens", "top_k", "top_p", "min_p", "constrain", "invalid_limit")
