@@ -10,7 +10,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 # the build tools of the environment come before the system's
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: setup run test test-slow test-vllm test-sglang lint format bench gpu clean
+.PHONY: setup run test test-slow test-vllm test-sglang test-integrations lint format bench gpu clean
 
 setup: $(VENV)/.built
 
@@ -88,6 +88,21 @@ test-sglang: $(SGLANG)/.built
 	PYTHONPATH=$(abspath $(SGLANG_TESTS)/shims) $(SGLANG_RUN) -m "sglang and not slow" $(SGLANG_TESTS)
 	PYTHONPATH=$(abspath $(SGLANG_TESTS)/shims):$(abspath $(SGLANG)/next) $(SGLANG_RUN) -m "sglang and not slow" \
 	  $(SGLANG_TESTS)/test_sglang_fork.py -k "offset or finished or forks_of_forks"
+
+# other trainers beside our own torch and transformers; the environment is ours and theirs
+INTEGRATIONS := .venv-integrations
+INTEGRATIONS_PIP := $(INTEGRATIONS)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+$(INTEGRATIONS)/.built: $(VENV)/.built pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(INTEGRATIONS)
+	$(INTEGRATIONS_PIP) torch==$$(sed -n 's/^torch==//p' constraints.txt)
+	$(INTEGRATIONS_PIP) "trl>=1.16,<1.17" "datasets>=4" verifiers==0.4.0 "tyro>=1.0" \
+	  accelerate pytest hypothesis scipy
+	touch $@
+
+# the kernels are those of `make setup`, in place
+test-integrations: $(INTEGRATIONS)/.built
+	PYTHONPATH=. $(INTEGRATIONS)/bin/python -m pytest tests/integrations
 
 lint: setup
 	$(BIN)/ruff check .

@@ -32,9 +32,13 @@ def main(argv: Sequence[str]) -> None:
     options = parse(TrainOptions, flags, prog=f"spark train {name}", default=default)
     quiet_libraries()
     from spark.recipes.run import train
+    from spark.train.team import join
     from spark.view.live import LiveProgress
     from spark.view.report import write_report
 
+    if not join().leads:
+        train(options.recipe, options.run_dir, resume=options.resume)
+        return
     resume = [flag for flag in flags if flag != "--resume"]
     again = " ".join(["spark train", name, *resume, "--resume"])
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Any
@@ -61,8 +62,9 @@ class AffinityEngine:
 
     async def update_weights(self, state: Mapping[str, Any], version: int) -> None:
         """Load `state` into every engine."""
-        for engine in self.engines:
-            await engine.update_weights(state, version)
+        async with asyncio.TaskGroup() as group:
+            for engine in self.engines:
+                group.create_task(engine.update_weights(state, version))
 
     def length(self, seq: int) -> int:
         """Return the number of tokens of `seq`."""

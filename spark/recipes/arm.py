@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -21,11 +22,12 @@ from spark.recipes.journal import Journal
 from spark.recipes.policy import full_state, load_policy, with_lora
 from spark.recipes.session import Session
 from spark.seeds import derive_seed
-from spark.train.attention import use_tree_attention
 from spark.train.credit import credit
 from spark.train.loss import policy_loss
-from spark.train.pack import Row, pack
+from spark.train.pack import Row, idle_row, pack
 from spark.train.replay import Replay
+from spark.train.sft import Demonstration
+from spark.train.team import Team, shared_out
 from spark.train.trainer import TreeTrainer, training_arguments
 
 MOST_STEPS = 1_000_000
@@ -39,11 +41,15 @@ class ArmRun:
         recipe: Recipe,
         arm: str,
         model: PreTrainedModel,
-        session: Session,
+        session: Session | None,
         journal: Journal,
         on_phase: Callable[[ArmRun, Phase], None],
+        team: Team,
     ) -> None:
-        """`model` is left as it is; `on_phase` is called where a "rollout" or "train" ends."""
+        """`model` is left as it is; `on_phase` is called where a "rollout" or "train" ends.
+
+        Of a team only the process that leads has a `session`.
+        """
         self.recipe, self.arm = recipe.arm(arm), arm
         recipe = self.recipe
         self.account = ArmAccount()
@@ -51,6 +57,7 @@ class ArmRun:
         self.tokens_per_s = 0.0
         self.tokens_before, self.seconds_before = 0, 0.0
         self.session, self._journal, self._on_phase = session, journal, on_phase
+        self._team = team
         self._folder = journal.folder / "checkpoints" / arm
         self._replay = Replay(recipe.train.replay, recipe.train.credit)
         self._minibatches: list[list[dict[str, Any]]] = []
@@ -58,8 +65,7 @@ class ArmRun:
         self._train_started = 0.0
         start, lora = copy.deepcopy(model), recipe.model.lora
         self.model: Any = with_lora(start, lora) if lora.rank else start
-        self._reference = self._frozen_reference(model)
-        self._trainer = TreeTrainer(
+        self._trainer = trainer_of(team)(
             self.model,
             training_arguments(
                 self._folder,
@@ -76,16 +82,30 @@ class ArmRun:
             callbacks=[_StepEnd(self)],
             on_step=self._note,
         )
+        self._reference = self._frozen_reference(model)
 
     def run(self) -> None:
         """Train until the budget is spent."""
+        checkpoint = self._team.share(self._take_up() if self._team.leads else None)
+        self.account, self.step = self._team.share((self.account, self.step))
+        self._replay.add(self._journal.trees_of(self.arm) if self.recipe.train.replay.size else ())
+        self._trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    def weights(self) -> dict[str, Any]:
+        """Return name -> tensor of the whole policy; {} where this process does not lead."""
+        return full_state(self.model, self._trainer.weights)
+
+    def _take_up(self) -> Path | None:
+        """Go back to the latest checkpoint, and return it."""
         checkpoint = latest_checkpoint(self._folder)
         if checkpoint is not None:
             state = verified_state(checkpoint)
+            if state.get("sharded", False) != self._team.sharded:
+                way = "without torchrun" if self._team.sharded else "under torchrun"
+                raise ValueError(f"checkpoint {checkpoint} was written {way}: resume it like that")
             self.account, self.step = ArmAccount(**state["account"]), state["step"]
         self._journal.drop_after(self.arm, self.step)
-        self._replay.add(self._journal.trees_of(self.arm) if self.recipe.train.replay.size else ())
-        self._trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        return checkpoint
 
     @property
     def spent(self) -> float:
@@ -99,35 +119,40 @@ class ArmRun:
             return False, False
         seconds = time.perf_counter() - self._train_started
         self.account.train_wall_s += seconds
-        self._write_train_metrics(seconds)
+        if self._team.leads:
+            self._write_train_metrics(seconds)
         self.step += 1
         self._on_phase(self, "train")
-        stop = self.spent >= 1
+        stop = self._team.share(self.spent >= 1)
         return self.step % config.checkpoint_every == 0 and not stop, stop
 
     def save_state(self, optimiser_step: int) -> None:
         """Complete the trainer's checkpoint with the arm's own state."""
         folder = self._folder / f"checkpoint-{optimiser_step}"
-        complete_checkpoint(folder, {"step": self.step, "account": asdict(self.account)})
+        own = {"step": self.step, "account": asdict(self.account), "sharded": self._team.sharded}
+        if self._team.leads:
+            complete_checkpoint(folder, own)
 
     def _batch(self, optimiser_step: int) -> list[dict[str, Any]]:
         """Return the rows of an optimiser step, after a rollout where one is due."""
         number = optimiser_step % self.recipe.train.minibatches
         if number == 0:
-            trees = self._roll_out()
+            weights = self.weights()
+            trees = self._roll_out(self.session, weights) if self.session else []
+            trees, self.account = self._team.share((trees, self.account))
             self._on_phase(self, "rollout")
             self._train_started = time.perf_counter()
             self._sums = {}
             self._minibatches = self._prepare(trees)
         return self._minibatches[number]
 
-    def _roll_out(self) -> list[Tree]:
+    def _roll_out(self, session: Session, weights: dict[str, Any]) -> list[Tree]:
         """Return the trees of this step, sampled with the current weights."""
         started = time.perf_counter()
-        session, train = self.session, self.recipe.train
+        train = self.recipe.train
         self.tokens_before = self.account.generated_tokens
         self.seconds_before = self.account.seconds
-        session.publish(full_state(self.model), self.step)
+        session.publish(weights, self.step)
         games = session.train_games()
         first = self.step * train.games_per_step
         tasks = [games[(first + k) % len(games)] for k in range(train.games_per_step)]
@@ -172,12 +197,25 @@ class ArmRun:
         bounds = [len(graded) * k // train.minibatches for k in range(train.minibatches + 1)]
         minibatches = []
         for first, last in pairwise(bounds):
-            part = graded[first:last]
-            rows = pack([tree for tree, _ in part], [terms for _, terms in part], train.row_tokens)
-            total = sum(float(row.weight.sum()) for row in rows)
+            rows, total = self._own_rows(graded[first:last])
             minibatches.append([self._example(row, total) for row in rows])
-            self.account.trained_tokens += sum(len(row.targets) for row in rows)
         return minibatches
+
+    def _own_rows(self, graded: list[Demonstration]) -> tuple[list[Row], float]:
+        """Return the rows of this process's share of a minibatch, and the weight of all of it.
+
+        Every process gets as many rows: with sharded weights all take part in every pass.
+        """
+        team = self._team
+        share = shared_out([tree for tree, _ in graded], team.size)[team.rank]
+        own = [graded[index] for index in share]
+        size = self.recipe.train.row_tokens
+        rows = pack([tree for tree, _ in own], [terms for _, terms in own], size)
+        weight = sum(float(row.weight.sum()) for row in rows)
+        each = team.gather((len(rows), weight, sum(len(row.targets) for row in rows)))
+        counts, weights, targets = zip(*each, strict=True)
+        self.account.trained_tokens += sum(targets)
+        return rows + [idle_row()] * (max(counts) - len(rows)), sum(weights)
 
     def _example(self, row: Row, total: float) -> dict[str, Any]:
         """Return `row` with the log-probabilities before the update and of the reference."""
@@ -198,8 +236,7 @@ class ArmRun:
             frozen = copy.deepcopy(start)
         else:
             frozen, _ = load_policy(ModelConfig(path=train.reference))
-        use_tree_attention(frozen)
-        return frozen.to(self.model.device).eval().requires_grad_(False)
+        return self._trainer.place(frozen)
 
     def _reference_logprobs(self, row: Row) -> Tensor | None:
         if not self.recipe.train.loss.kl:
@@ -240,6 +277,15 @@ class ArmRun:
         self._journal.add_metrics(arm=self.arm, step=self.step, phase="train", **values)
         # for the loggers of `report_to`
         self._trainer.log(values)
+
+
+def trainer_of(team: Team) -> Any:
+    """Return the class that trains: transformers' own loop, or the one over sharded weights."""
+    if not team.sharded:
+        return TreeTrainer
+    from spark.train.distributed import ShardedTrainer
+
+    return ShardedTrainer
 
 
 class _StepEnd(TrainerCallback):

@@ -156,7 +156,8 @@ class Recipe:
     """Where the policy runs: "local" = in this process; "sglang", "vllm" = beside it, or with `url`
     on a server of that engine; "http" = any Spark server at `url`."""
     url: str | None = None
-    """Where a server listens that serves this policy, e.g. http://localhost:8000."""
+    """Where a server listens that serves this policy, e.g. http://localhost:8000; several share the
+    trees: their urls, separated by commas."""
     kv_blocks: int = 8192
     """KV cache of an engine without `url`, in blocks of 16 tokens."""
     model: ModelConfig = field(default_factory=ModelConfig)

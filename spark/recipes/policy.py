@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import (
 )
 
 from spark.recipes.config import LoraConfig, ModelConfig
-from spark.train.trainer import base_model
+from spark.train.trainer import TreeTrainer, base_model
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 
@@ -69,13 +70,18 @@ def with_lora(model: PreTrainedModel, config: LoraConfig) -> nn.Module:
     return get_peft_model(model, adapters)
 
 
-def full_state(model: Any) -> dict[str, Any]:
-    """Return name -> tensor of the whole network, adapters merged into the weights they adapt."""
+def full_state(
+    model: Any, weights: Callable[[nn.Module], dict[str, Any]] = TreeTrainer.weights
+) -> dict[str, Any]:
+    """Return name -> tensor of the whole network, adapters merged into the weights they adapt.
+
+    `weights` reads a network: the trainer that holds it knows how.
+    """
     if not hasattr(model, "merge_adapter"):
-        return dict(model.state_dict())
+        return weights(model)
     model.merge_adapter()
     try:
-        state = base_model(model).state_dict()
+        state = weights(base_model(model))
         return {
             name.replace(".base_layer", ""): tensor.clone()
             for name, tensor in state.items()
@@ -85,7 +91,12 @@ def full_state(model: Any) -> dict[str, Any]:
         model.unmerge_adapter()
 
 
-def save_policy(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write what `load_policy` reads: whole weights, configuration and tokenizer."""
-    base_model(model).save_pretrained(folder, state_dict=full_state(model))
+def save_policy(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    state: dict[str, Any] | None = None,
+) -> None:
+    """Write what `load_policy` reads: configuration, tokenizer and `state`, or the model's own."""
+    model.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)

@@ -15,6 +15,7 @@ from spark.recipes.events import OnProgress, Phase, Progress, ignore
 from spark.recipes.journal import Journal, write_json
 from spark.recipes.policy import load_policy, save_policy
 from spark.recipes.session import Session
+from spark.train.team import Team, join
 
 SCHEMA = 1
 
@@ -33,10 +34,14 @@ def train(
     evaluated again before training.
 
     Interrupted at any moment, it goes on from the last checkpoint with `resume=True` and ends
-    with the result of an uninterrupted run. Raises ValueError when `run_dir` holds a run and
-    `resume` is False, or the run was started with another recipe.
+    with the result of an uninterrupted run. Started by torchrun or `accelerate launch`, the
+    processes train together, whatever their number; the first one rolls out, evaluates and writes.
+    Raises ValueError when `run_dir` holds a run and `resume` is False, or the run was started with
+    another recipe.
     """
-    return _Experiment(recipe, run_dir, resume, on_progress, start or {}).run()
+    team = join()
+    known, told = start or {}, on_progress if team.leads else ignore
+    return _Experiment(recipe, run_dir, resume, told, known, team).run()
 
 
 class _Experiment:
@@ -49,10 +54,16 @@ class _Experiment:
         resume: bool,
         on_progress: OnProgress,
         start: dict[str, float],
+        team: Team,
     ) -> None:
-        self.recipe = recipe
+        if team.sharded and recipe.train.report_to != "none":
+            raise ValueError(
+                f"train.report_to={recipe.train.report_to!r} has no effect under torchrun: leave "
+                'it "none"; metrics.jsonl has the same numbers'
+            )
+        self.recipe, self.team = recipe, team
         self.journal = Journal(run_dir)
-        self.state = self._open_state(resume, start)
+        self.state = team.share(self._open_state(resume, start) if team.leads else None)
         self.on_progress = on_progress
         self.started = time.perf_counter()
         self.wall_before = float(self.state["wall_s"])
@@ -76,35 +87,51 @@ class _Experiment:
         """Do what is not done yet."""
         self._report(phase="load")
         model, tokenizer = load_policy(self.recipe.model)
+        if not self.team.leads:
+            for arm in self.recipe.arms:
+                self._train_arm(arm, None, model, tokenizer)
+            return dict(self.team.share(None))
         tokenizer.save_pretrained(self.journal.folder / "tokenizer")
         with Session(self.recipe, model, tokenizer) as session:
             session.prepare()
             self._evaluate_start(session)
             for arm in self.recipe.arms:
-                self._run_arm(arm, session, model, tokenizer)
+                self._train_arm(arm, session, model, tokenizer)
+                self._evaluate_arm(arm, session)
         self._save_state()
         summary = self._summary(sum(parameter.numel() for parameter in model.parameters()))
         write_json(self.journal.folder / "summary.json", summary)
         self._report(phase="done")
-        return summary
+        return dict(self.team.share(summary))
 
-    def _run_arm(
+    def _train_arm(
         self,
         arm: str,
-        session: Session,
+        session: Session | None,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
     ) -> None:
-        """Train `arm` from the start and evaluate it."""
+        """Train `arm` from the start and save it."""
         record = self.state["arms"].setdefault(arm, {"steps": 0, "after": {}})
-        final = self.journal.folder / "checkpoints" / arm / "final"
-        if "account" not in record:
-            arm_run = ArmRun(self.recipe, arm, model, session, self.journal, self._on_phase)
-            arm_run.run()
-            save_policy(arm_run.model, tokenizer, final)
-            record |= {"steps": arm_run.step, "account": asdict(arm_run.account)}
+        if "account" in record:
+            return
+        on_phase = self._on_phase if session else lambda arm, phase: None
+        arm_run = ArmRun(self.recipe, arm, model, session, self.journal, on_phase, self.team)
+        arm_run.run()
+        weights = arm_run.weights()
+        record |= {"steps": arm_run.step, "account": asdict(arm_run.account)}
+        if session:
+            save_policy(model, tokenizer, self._final(arm), weights)
             self._save_state()
-        trained, _ = load_policy(ModelConfig(path=str(final)))
+
+    def _final(self, arm: str) -> Path:
+        """Return where the trained policy of `arm` is saved."""
+        return self.journal.folder / "checkpoints" / arm / "final"
+
+    def _evaluate_arm(self, arm: str, session: Session) -> None:
+        """Evaluate the trained `arm`."""
+        record = self.state["arms"][arm]
+        trained, _ = load_policy(ModelConfig(path=str(self._final(arm))))
         session.publish(dict(trained.state_dict()), record["steps"])
         for split in self.recipe.eval.games:
             if split not in record["after"]:
@@ -149,6 +176,7 @@ class _Experiment:
     def _add_to_curve(self, arm: ArmRun) -> None:
         """Write down the success of the weights that `arm` has now, and what they cost."""
         split = self.recipe.eval.curve
+        assert arm.session is not None
         self.journal.add_metrics(
             arm=arm.arm,
             step=arm.step,

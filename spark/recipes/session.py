@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spark.core import Tree
 from spark.engines import ENGINES
+from spark.engines.affinity import AffinityEngine
 from spark.envs import ENVS
 from spark.envs.base import EnvSource
 from spark.envs.pool import PooledSource
@@ -58,7 +59,8 @@ class Session:
         if recipe.url is None:
             self.engine: Any = embedded(recipe, model, tokenizer)
         else:
-            self.engine = ENGINES[recipe.engine](recipe.url)
+            servers = [ENGINES[recipe.engine](url) for url in recipe.url.split(",")]
+            self.engine = AffinityEngine(servers) if len(servers) > 1 else servers[0]
         if recipe.engine != "local":
             self.publish(full_state(model), 0)
 

@@ -1,13 +1,13 @@
-"""Training on several processes: weights sharded by FSDP2, trees shared out by unique tokens.
+"""Training on several processes: weights, gradients and optimiser state sharded by FSDP2.
 
-Started by torchrun. Three verbs make a step: every rank packs its own share of the trees,
-`forward_backward` adds the gradients of all of them, `optim_step` moves the weights.
+Every process packs its own share of the trees (`spark.train.team.shared_out`); they take every
+pass and every step together.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Sequence
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from types import MethodType
 from typing import Any, cast
@@ -24,117 +24,128 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import TrainerControl, TrainerState
 
-from spark.core import Node, Tree
 from spark.train.attention import use_tree_attention
-from spark.train.pack import Row, pack
-from spark.train.policy import token_loss
-
-RowLoss = Callable[[Tensor, Row], Tensor]
-"""(log-probabilities [N], row or a part of it) -> its summed loss, to be divided by all weights."""
-
-
-def join() -> tuple[int, int]:
-    """Join the processes that torchrun started, or be the only one; return (rank, their number)."""
-    if not dist.is_initialized():
-        if "RANK" in os.environ:
-            dist.init_process_group()
-        else:
-            dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)
-    return dist.get_rank(), dist.get_world_size()
-
-
-def shared_out(trees: Sequence[Tree], ranks: int) -> list[list[int]]:
-    """Return for every rank the indices of its trees: large ones first, to who has least so far.
-
-    The load of a tree is its unique tokens, which is what packing forwards.
-    """
-    sizes = [sum(len(node.tokens) for node in tree.nodes) for tree in trees]
-    shares: list[list[int]] = [[] for _ in range(ranks)]
-    loads = [0] * ranks
-    for index in sorted(range(len(trees)), key=lambda index: (-sizes[index], index)):
-        rank = loads.index(min(loads))
-        shares[rank].append(index)
-        loads[rank] += sizes[index]
-    return [sorted(share) for share in shares]
+from spark.train.pack import Row
+from spark.train.policy import token_logprobs, token_loss
+from spark.train.team import join
+from spark.train.trainer import Batches, Loss, OnStep, base_model, check_finite, repeatable
 
 
 class ShardedTrainer:
-    """A model whose weights, gradients and optimiser state are spread over all processes."""
+    """Does what `TreeTrainer` does, with the weights spread over all processes of the team.
+
+    A checkpoint is taken up by any number of processes.
+    """
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+        model: nn.Module,
+        args: TrainingArguments,
         *,
+        batches: Batches,
+        loss: Loss,
         temperature: float = 1.0,
-        max_grad_norm: float = 1.0,
+        callbacks: Sequence[TrainerCallback] = (),
+        on_step: OnStep = lambda step, loss, sums: None,
     ) -> None:
-        """`model` must be the same on every rank; `temperature` is the tokens' own."""
-        _, self.world = join()
-        use_tree_attention(model)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        mesh = init_device_mesh(device.type, (self.world,))
-        self.model = cast(Any, model)
-        self.model.to(device)
-        for layer in self.model.get_decoder().layers:
-            fully_shard(layer, mesh=mesh)
-        fully_shard(self.model, mesh=mesh)
-        # the loss does not go through `forward`, where the root would gather its weights
-        self.model.token_loss = MethodType(token_loss, self.model)
-        register_fsdp_forward_method(self.model, "token_loss")
-        self.optimizer = optimizer(self.model.parameters())
-        self._temperature, self._max_grad_norm = temperature, max_grad_norm
+        """Shard `model`, which must be the same on every process.
 
-    def forward_backward(self, rows: Sequence[Row], loss: RowLoss) -> float:
-        """Add the gradients of all ranks' rows; return their loss over the sum of all weights.
-
-        Args:
-            rows: this rank's own, any number.
-            loss: summed loss of a row, or of some of its tokens.
-
-        Raises ValueError when no rank has a row.
+        `batches` returns this process's own examples, as many as every other's; `on_step` gets the
+        loss and the logs of all.
         """
-        weight = sum(float(row.weight.sum()) for row in rows)
-        steps, total = self._over_ranks(len(rows), dist.ReduceOp.MAX), self._over_ranks(weight)
-        if not steps:
-            raise ValueError("rows: no process has any; there is nothing to learn from")
-        value = 0.0
-        for number in range(int(steps)):
-            # all take part in every exchange: who has fewer rows adds one that weighs nothing
-            row, factor = (rows[number], 1.0) if number < len(rows) else (_idle_row(), 0.0)
+        self.team, self.args = join(), args
+        self.model = cast(Any, model).to(args.device)
+        self._network: Any = self._shard(base_model(model))
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            trained, lr=args.learning_rate, weight_decay=args.weight_decay
+        )
+        self.state, self.control = TrainerState(), TrainerControl()
+        self._batches, self._loss, self._temperature = batches, loss, temperature
+        self._callbacks, self._on_step = callbacks, on_step
+
+    def train(self, resume_from_checkpoint: str | None = None) -> None:
+        """Take optimiser steps until a callback says stop, or `args.max_steps` are taken."""
+        if resume_from_checkpoint:
+            self.load(Path(resume_from_checkpoint))
+            self.state.global_step = int(resume_from_checkpoint.rsplit("-", 1)[1])
+        while self.state.global_step < self.args.max_steps:
+            examples = self._batches(self.state.global_step)
+            loss, sums = self.forward_backward(examples)
+            self._on_step(self.state.global_step, loss, sums)
+            self.optim_step()
+            self.state.global_step += 1
+            self._tell("on_step_end")
+            if self.control.should_save:
+                self._save_checkpoint()
+            if self.control.should_training_stop:
+                return
+
+    def forward_backward(self, examples: Sequence[dict[str, Any]]) -> tuple[float, dict[str, Any]]:
+        """Add the gradients of all processes' examples; return the sums of their loss and logs."""
+        total, sums = 0.0, dict[str, float]()
+        for number, example in enumerate(examples, start=1):
 
             def share(
                 logprob: Tensor,
                 entropy: Tensor,
                 part: slice,
-                row: Row = row,
-                factor: float = factor,
+                example: dict[str, Any] = example,
             ) -> Tensor:
-                # FSDP averages over the ranks
-                return loss(logprob, row.part(part)) * factor * self.world / total
+                value, logs = self._loss(logprob, example, part)
+                for name, more in logs.items():
+                    sums[name] = sums.get(name, 0.0) + float(more)
+                return value
 
-            self.model.set_requires_gradient_sync(number + 1 == steps)
-            own = self.model.token_loss(row, share, self._temperature)
-            value += float(own.detach()) / self.world
-            own.backward()
-        return self._over_ranks(value)
+            self._network.set_requires_gradient_sync(number == len(examples))
+            with repeatable():
+                with self._precision():
+                    loss = self._network.token_loss(example["row"], share, self._temperature)
+                check_finite(loss, self.state.global_step, self.args)
+                total += float(loss.detach())
+                # FSDP averages over the processes
+                (loss * self.team.size).backward()
+        each = self.team.gather((total, sums))
+        names = {name for _, logs in each for name in logs}
+        logs = {name: sum(own.get(name, 0.0) for _, own in each) for name in sorted(names)}
+        return sum(own for own, _ in each), logs
 
     def optim_step(self) -> float:
         """Clip, step and clear the gradients; return their norm before."""
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self._max_grad_norm)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
-    def full_state(self) -> dict[str, Any]:
-        """Return the whole weights on the CPU of rank 0, {} on the others: what engines load."""
+    def logprobs(self, row: Row, model: nn.Module | None = None) -> Tensor:
+        """Return the log-probabilities of the trained tokens of `row` under `model` (or ours).
+
+        All processes ask together, each about a row of its own.
+        """
+        network: Any = self._network if model is None else base_model(model)
+        with self._precision():
+            scores: Tensor = network.token_logprobs(row, self._temperature)
+        return scores
+
+    def place(self, frozen: PreTrainedModel) -> PreTrainedModel:
+        """Return `frozen`, sharded and ready for `logprobs`."""
+        nn.Module.to(frozen, self.args.device)
+        return self._shard(frozen.eval().requires_grad_(False))
+
+    @staticmethod
+    def weights(network: nn.Module) -> dict[str, Any]:
+        """Return name -> whole tensor on the CPU of the leading process, {} on the others."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        return dict(get_model_state_dict(self.model, options=options))
+        return dict(get_model_state_dict(network, options=options))
+
+    def log(self, values: dict[str, float]) -> None:
+        """Tell no logger: they belong to transformers' own loop."""
 
     def save(self, folder: Path) -> None:
-        """Write weights and optimiser state; every rank writes its part."""
+        """Write weights and optimiser state; every process writes its part."""
         weights, state = get_state_dict(self.model, self.optimizer)
         dcp.save({"weights": weights, "optimizer": state}, checkpoint_id=folder)
 
@@ -144,18 +155,32 @@ class ShardedTrainer:
         dcp.load({"weights": weights, "optimizer": state}, checkpoint_id=folder)
         set_state_dict(self.model, self.optimizer, model_state_dict=weights, optim_state_dict=state)
 
-    def _over_ranks(self, value: float, how: Any = dist.ReduceOp.SUM) -> float:
-        device = next(self.model.parameters()).device
-        reduced = torch.tensor(value, dtype=torch.float32, device=device)
-        dist.all_reduce(reduced, how)
-        return float(reduced)
+    def _save_checkpoint(self) -> None:
+        """Write the checkpoint of this step and remove those beyond `args.save_total_limit`."""
+        folder = Path(str(self.args.output_dir))
+        self.save(folder / f"checkpoint-{self.state.global_step}")
+        self._tell("on_save")
+        if self.team.leads and self.args.save_total_limit:
+            saved = sorted(folder.glob("checkpoint-*"), key=lambda at: int(at.name.split("-")[1]))
+            for old in saved[: -self.args.save_total_limit]:
+                shutil.rmtree(old)
 
+    def _tell(self, event: str) -> None:
+        for callback in self._callbacks:
+            getattr(callback, event)(self.args, self.state, self.control)
 
-def _idle_row() -> Row:
-    """Return a row of two tokens and no terms."""
-    nodes = [
-        Node(parent=parent, tokens=[0], sampled=[drawn], logprobs=[0.0], log_kept_mass=[0.0])
-        for parent, drawn in ((None, False), (0, True))
-    ]
-    (row,) = pack([Tree(task="idle", seed=0, nodes=nodes)], [[[], []]], 2)
-    return row
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16)
+
+    def _shard(self, network: PreTrainedModel) -> PreTrainedModel:
+        """Return `network` with every layer's weights spread over the processes."""
+        use_tree_attention(network)
+        mesh = init_device_mesh(self.args.device.type, (dist.get_world_size(),))
+        for layer in network.get_decoder().layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(network, mesh=mesh)
+        # these do not go through `forward`, where the root would gather its weights
+        for method in (token_loss, token_logprobs):
+            setattr(network, method.__name__, MethodType(method, network))
+            register_fsdp_forward_method(network, method.__name__)
+        return network

@@ -248,6 +248,13 @@ def split(tree: Tree, terms: Sequence[Sequence[Term]], max_tokens: int) -> list[
     return [*parts, Part(tree=tree, terms=terms, keep=keep, train=keep - seen)]
 
 
+def idle_row() -> Row:
+    """Return a row with nothing to train, for a process that has fewer rows than another."""
+    tree = Tree(task="idle", seed=0, nodes=[Node(parent=None, tokens=[0, 0], sampled=[False] * 2)])
+    (row,) = pack([tree], [[[]]], 2)
+    return row
+
+
 def pack(
     trees: Iterable[Tree], terms: Iterable[Sequence[Sequence[Term]]], max_tokens: int
 ) -> list[Row]:

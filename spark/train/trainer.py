@@ -76,7 +76,7 @@ class TreeTrainer(Trainer):
         self._sums = {}
         total = torch.zeros((), device=self.args.device)
         for example in self._batches(self.state.global_step):
-            with _repeatable():
+            with repeatable():
                 total += super().training_step(model, example, num_items_in_batch)
         self._on_step(self.state.global_step, total.item(), self._sums)
         return total
@@ -99,14 +99,21 @@ class TreeTrainer(Trainer):
 
         assert self.model is not None
         loss = token_loss(base_model(self.model), inputs["row"], share, self._temperature)
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss.item()} at step {self.state.global_step}; the checkpoints "
-                f"in {self.args.output_dir} are intact: resume with a lower learning rate"
-            )
+        check_finite(loss, self.state.global_step, self.args)
         for name, value in sums.items():
             self._sums[name] = self._sums.get(name, 0.0) + value.item()
         return loss
+
+    def place(self, frozen: PreTrainedModel) -> PreTrainedModel:
+        """Return `frozen`, ready for `logprobs`."""
+        use_tree_attention(frozen)
+        nn.Module.to(frozen, self.args.device)
+        return frozen.eval().requires_grad_(False)
+
+    @staticmethod
+    def weights(network: nn.Module) -> dict[str, Any]:
+        """Return name -> tensor of `network`."""
+        return dict(network.state_dict())
 
     def logprobs(self, row: Row, model: nn.Module | None = None) -> Tensor:
         """Return the log-probabilities of the trained tokens of `row` under `model` (or ours).
@@ -119,8 +126,17 @@ class TreeTrainer(Trainer):
             return token_logprobs(base_model(network), row, self._temperature)
 
 
+def check_finite(loss: Tensor, step: int, args: TrainingArguments) -> None:
+    """Raise TrainingError when the loss of a row is not finite."""
+    if not torch.isfinite(loss):
+        raise TrainingError(
+            f"the loss is {loss.item()} at step {step}; the checkpoints in {args.output_dir} are "
+            "intact: resume with a lower learning rate"
+        )
+
+
 @contextmanager
-def _repeatable() -> Iterator[None]:
+def repeatable() -> Iterator[None]:
     """Add gradients up in a fixed order; torch's threads otherwise add them as they come."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -18,6 +18,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 READ = [page for page in PAGES if page.name != "serving.md"]
 CI = (ROOT / ".ci" / "run").read_text()
 
+LAUNCHED = "tests/recipes/test_launched.py, slow"
 # command -> who runs it; the rest of the commands are run right here, in order
 ELSEWHERE = {
     "make run": "tests/cli/test_main_job.py runs the same command on the recipe's small form",
@@ -29,6 +30,9 @@ ELSEWHERE = {
     "make format": "its tools are those of make lint",
     "make bench": "tests/test_benchmarks.py runs every suite in small (slow, CI)",
     ".ci/run": "CI",
+    "torchrun --nproc-per-node 2 -m spark train first_light_smoke": LAUNCHED,
+    "accelerate launch --num_processes 2 -m spark train first_light_smoke": LAUNCHED,
+    "make test-integrations": "CI",
     "make gpu": "whoever has one; tests/test_benchmarks.py and the emulator run its code on a CPU",
 }
 

@@ -2,53 +2,31 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from command_server import ENVIRONMENT, serving
 
 from spark.serve.limits import Limits
 from spark.serve.protocol import Branching
-from spark.serve.server import bind
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
 BASH, PYTHON = (
     re.findall(rf"^```{kind}\n(.*?)^```", PAGE, re.S | re.M) for kind in ("bash", "python")
 )
 SERVE, *COMMANDS = [line.split("  #")[0] for block in BASH for line in block.splitlines()]
-ENVIRONMENT = os.environ | {
-    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    "HF_HUB_OFFLINE": "1",
-}
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
     """Run the page's server; give its folder and the port that stands for the page's."""
     folder = tmp_path_factory.mktemp("served")
-    listener, url = bind("127.0.0.1", 0)
-    listener.close()
-    port = url.rpartition(":")[2]
-    log = folder / "log"
-    with log.open("w") as out:
-        server = subprocess.Popen(
-            SERVE.replace("8000", port).split(), cwd=folder, env=ENVIRONMENT, stdout=out, stderr=out
-        )
-    try:
-        while f"listening on {url}" not in log.read_text():
-            assert server.poll() is None, log.read_text()
-            time.sleep(0.1)
-        yield folder, port
-        server.terminate()
-        assert server.wait(30) in (0, -15)
-        assert "Traceback" not in log.read_text(), log.read_text()
-    finally:
-        server.kill()
+    with serving(SERVE.split(), folder) as url:
+        yield folder, url.rpartition(":")[2]
 
 
 def test_commands_run_in_order(served: tuple[Path, str]) -> None:

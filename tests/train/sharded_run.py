@@ -1,50 +1,74 @@
-"""A run for torchrun: `sharded_run.py STEPS FIRST [--load DIR] [--save DIR]`; prints losses."""
+"""A run for torchrun: `sharded_run.py STEPS FOLDER [--load DIR]`; prints losses, saves its end."""
 
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from random_trees import random_tree, tiny_model
 from torch import Tensor
 
+from spark.recipes.config import LoraConfig
+from spark.recipes.policy import full_state, with_lora
 from spark.train.credit import CreditConfig, credit
-from spark.train.distributed import ShardedTrainer, join, shared_out
-from spark.train.pack import Row, pack
+from spark.train.distributed import ShardedTrainer
+from spark.train.pack import Row, idle_row, pack
+from spark.train.team import join, shared_out
+from spark.train.trainer import training_arguments
+
+TEAM = join()
 
 
-def loss(logprobs: Tensor, row: Row) -> Tensor:
-    return -(row.weight * (row.advantage + 1) * logprobs[row.term_target]).sum()
+def examples(step: int) -> list[dict[str, Any]]:
+    """Return this process's rows of three trees: one of two has more of them than the other."""
+    trees = [random_tree(10 * step + k, 6 + 4 * k) for k in range(3)]
+    own = [trees[index] for index in shared_out(trees, TEAM.size)[TEAM.rank]]
+    rows = pack(own, [credit(tree, CreditConfig()) for tree in own], 40)
+    each = TEAM.gather((len(rows), sum(float(row.weight.sum()) for row in rows)))
+    rows += [idle_row()] * (max(count for count, _ in each) - len(rows))
+    return [{"row": row, "total": sum(weight for _, weight in each)} for row in rows]
+
+
+def loss(
+    logprobs: Tensor, example: dict[str, Any], part: slice
+) -> tuple[Tensor, dict[str, Tensor]]:
+    row: Row = example["row"].part(part)
+    value = -(row.weight * (row.advantage + 1) * logprobs[row.term_target]).sum()
+    return value / example["total"], {"tokens": torch.tensor(len(logprobs))}
+
+
+def tell(step: int, value: float, sums: dict[str, float]) -> None:
+    if TEAM.leads:
+        print(f"loss {value:.6f} {sums['tokens']}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("steps", type=int)
-    parser.add_argument("first", type=int)
+    parser.add_argument("folder", type=Path)
     parser.add_argument("--load", type=Path)
-    parser.add_argument("--save", type=Path)
+    parser.add_argument("--lora", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rank, world = join()
-    trainer = ShardedTrainer(tiny_model(), partial(torch.optim.AdamW, lr=1e-2))
-    if args.load:
-        trainer.load(args.load)
-    for step in range(args.first, args.first + args.steps):
-        # three trees: with two ranks one of them has more rows than the other
-        trees = [random_tree(10 * step + k, 6 + 4 * k) for k in range(3)]
-        own = [trees[index] for index in shared_out(trees, world)[rank]]
-        rows = pack(own, [credit(tree, CreditConfig()) for tree in own], 40)
-        value = trainer.forward_backward(rows, loss)
-        norm = trainer.optim_step()
-        if rank == 0:
-            print(f"loss {value:.6f} {norm:.5f}", flush=True)
-    if args.save:
-        trainer.save(args.save)
-    state = trainer.full_state()
-    if rank == 0:
+    model: Any = tiny_model()
+    model = with_lora(model, LoraConfig(rank=2, alpha=8)) if args.lora else model
+    trainer = ShardedTrainer(
+        model,
+        training_arguments(args.folder, steps=args.steps, lr=1e-2, seed=0),
+        batches=examples,
+        loss=loss,
+        on_step=tell,
+    )
+    trainer.train(str(args.load) if args.load else None)
+    trainer.save(args.folder / f"checkpoint-{args.steps}")
+    state = full_state(model, trainer.weights)
+    scores = [float(trainer.logprobs(each["row"]).sum()) for each in examples(0)]
+    total = sum(sum(own) for own in TEAM.gather(scores))
+    if TEAM.leads:
         print("weights", sum(float(tensor.double().abs().sum()) for tensor in state.values()))
+        print("scores", total)
 
 
 if __name__ == "__main__":
