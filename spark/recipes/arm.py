@@ -24,10 +24,10 @@ from spark.recipes.session import Session
 from spark.seeds import derive_seed
 from spark.train.credit import credit
 from spark.train.loss import policy_loss
-from spark.train.pack import Row, idle_row, pack
+from spark.train.pack import Row
 from spark.train.replay import Replay
-from spark.train.sft import Demonstration
-from spark.train.team import Team, shared_out
+from spark.train.shares import own_rows
+from spark.train.team import Team
 from spark.train.trainer import TreeTrainer, training_arguments
 
 MOST_STEPS = 1_000_000
@@ -197,25 +197,10 @@ class ArmRun:
         bounds = [len(graded) * k // train.minibatches for k in range(train.minibatches + 1)]
         minibatches = []
         for first, last in pairwise(bounds):
-            rows, total = self._own_rows(graded[first:last])
+            rows, total, targets = own_rows(graded[first:last], self._team, train.row_tokens)
             minibatches.append([self._example(row, total) for row in rows])
+            self.account.trained_tokens += targets
         return minibatches
-
-    def _own_rows(self, graded: list[Demonstration]) -> tuple[list[Row], float]:
-        """Return the rows of this process's share of a minibatch, and the weight of all of it.
-
-        Every process gets as many rows: with sharded weights all take part in every pass.
-        """
-        team = self._team
-        share = shared_out([tree for tree, _ in graded], team.size)[team.rank]
-        own = [graded[index] for index in share]
-        size = self.recipe.train.row_tokens
-        rows = pack([tree for tree, _ in own], [terms for _, terms in own], size)
-        weight = sum(float(row.weight.sum()) for row in rows)
-        each = team.gather((len(rows), weight, sum(len(row.targets) for row in rows)))
-        counts, weights, targets = zip(*each, strict=True)
-        self.account.trained_tokens += sum(targets)
-        return rows + [idle_row()] * (max(counts) - len(rows)), sum(weights)
 
     def _example(self, row: Row, total: float) -> dict[str, Any]:
         """Return `row` with the log-probabilities before the update and of the reference."""

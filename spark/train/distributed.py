@@ -1,6 +1,6 @@
 """Training on several processes: weights, gradients and optimiser state sharded by FSDP2.
 
-Every process packs its own share of the trees (`spark.train.team.shared_out`); they take every
+Every process packs its own share of the trees (`spark.train.shares`); they take every
 pass and every step together.
 """
 

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-
-from spark.core import Tree
 
 # the others wait while process 0 rolls out
 PATIENCE = timedelta(days=1)
@@ -66,18 +63,3 @@ def join() -> Team:
         dist.init_process_group(timeout=PATIENCE)
         atexit.register(dist.destroy_process_group)
     return Team(dist.get_rank(), dist.get_world_size(), sharded=True)
-
-
-def shared_out(trees: Sequence[Tree], ranks: int) -> list[list[int]]:
-    """Return for every rank the indices of its trees: large ones first, to who has least so far.
-
-    The load of a tree is its unique tokens, which is what packing forwards.
-    """
-    sizes = [sum(len(node.tokens) for node in tree.nodes) for tree in trees]
-    shares: list[list[int]] = [[] for _ in range(ranks)]
-    loads = [0] * ranks
-    for index in sorted(range(len(trees)), key=lambda index: (-sizes[index], index)):
-        rank = loads.index(min(loads))
-        shares[rank].append(index)
-        loads[rank] += sizes[index]
-    return [sorted(share) for share in shares]

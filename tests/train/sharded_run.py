@@ -14,8 +14,9 @@ from spark.recipes.config import LoraConfig
 from spark.recipes.policy import full_state, with_lora
 from spark.train.credit import CreditConfig, credit
 from spark.train.distributed import ShardedTrainer
-from spark.train.pack import Row, idle_row, pack
-from spark.train.team import join, shared_out
+from spark.train.pack import Row
+from spark.train.shares import own_rows
+from spark.train.team import join
 from spark.train.trainer import training_arguments
 
 TEAM = join()
@@ -24,11 +25,9 @@ TEAM = join()
 def examples(step: int) -> list[dict[str, Any]]:
     """Return this process's rows of three trees: one of two has more of them than the other."""
     trees = [random_tree(10 * step + k, 6 + 4 * k) for k in range(3)]
-    own = [trees[index] for index in shared_out(trees, TEAM.size)[TEAM.rank]]
-    rows = pack(own, [credit(tree, CreditConfig()) for tree in own], 40)
-    each = TEAM.gather((len(rows), sum(float(row.weight.sum()) for row in rows)))
-    rows += [idle_row()] * (max(count for count, _ in each) - len(rows))
-    return [{"row": row, "total": sum(weight for _, weight in each)} for row in rows]
+    graded = [(tree, credit(tree, CreditConfig())) for tree in trees]
+    rows, total, _ = own_rows(graded, TEAM, 40)
+    return [{"row": row, "total": total} for row in rows]
 
 
 def loss(

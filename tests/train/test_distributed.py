@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spark.core import Node, Tree
-from spark.train.team import shared_out
+from spark.train.shares import shared_out
 
 HERE = Path(__file__).parent
 
