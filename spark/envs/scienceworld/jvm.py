@@ -144,6 +144,7 @@ class Simulator:
 
 
 def _end(gateway: JavaGateway, process: Any) -> None:
+    # first, so that objects collected later are not looked for in what has ended
+    gateway.shutdown()
     process.kill()
     process.wait()
-    gateway.close()
