@@ -11,14 +11,13 @@ from pathlib import Path
 
 from benchmarks.engine import VOCAB
 from benchmarks.harness import Case
-from benchmarks.served import server, trees
-from benchmarks.vllm import save_tokenizer, saved
+from benchmarks.served import server, tree_model, trees
 
 
 def run(quick: bool = False) -> list[Case]:
     """Return one case per shape of tree."""
-    with tempfile.TemporaryDirectory() as folder:
-        model = saved(Path(folder), "1M")
-        save_tokenizer(model)
-        with server(model, "--engine", "local", "--kv_blocks", "4096") as url:
-            return trees(url, VOCAB, quick)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        server(tree_model(Path(folder)), "--engine", "local", "--kv_blocks", "4096") as url,
+    ):
+        return trees(url, VOCAB, quick)

@@ -21,8 +21,7 @@ import torch
 
 from benchmarks.engine import VOCAB
 from benchmarks.harness import Case, Timing
-from benchmarks.served import server, trees
-from benchmarks.vllm import save_tokenizer, saved
+from benchmarks.served import server, tree_model, trees
 
 SHAPE = {
     "vocab_size": 8192,
@@ -283,8 +282,7 @@ def costs(folder: Path, quick: bool) -> list[Case]:
 
 def whole_trees(folder: Path, quick: bool) -> list[Case]:
     """Time trees on SGLang's own server, branching inside it or in the client."""
-    model = saved(folder, "1M")
-    save_tokenizer(model)
+    model = tree_model(folder)
     served = {name: value for name, value in SETTINGS.items() if not isinstance(value, bool)}
     flags = [
         word

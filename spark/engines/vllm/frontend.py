@@ -14,12 +14,9 @@ from spark.engines.vllm.options import options
 from spark.engines.vllm.scores import TokenScores, detach
 
 
-def install() -> None:
-    """Hook into vLLM's input and output processors."""
-    from vllm.outputs import RequestOutput
-    from vllm.sampling_params import RequestOutputKind
+def check_requests() -> None:
+    """Let vLLM's input processor refuse branches that make no sense, or that nobody will honour."""
     from vllm.v1.engine.input_processor import InputProcessor
-    from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 
     @around(InputProcessor, "process_inputs")
     def process_inputs(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -32,6 +29,13 @@ def install() -> None:
                 )
             check(branch, request.prompt_token_ids, request.sampling_params)
         return request
+
+
+def read_scores() -> None:
+    """Hook into vLLM's output processor; only where branching is on, as this is done per token."""
+    from vllm.outputs import RequestOutput
+    from vllm.sampling_params import RequestOutputKind
+    from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 
     @around(OutputProcessor, "process_outputs")
     def process_outputs(

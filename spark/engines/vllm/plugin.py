@@ -42,6 +42,7 @@ def register() -> None:
         config = original(self, *args, **kwargs)
         if options(config).on:
             configure(config)
+            frontend.read_scores()
         return config
 
     @around(WorkerWrapperBase, "init_device")
@@ -52,7 +53,7 @@ def register() -> None:
 
             install(self.worker.model_runner, chosen)
 
-    frontend.install()
+    frontend.check_requests()
 
 
 def configure(config: Any) -> None:

@@ -21,7 +21,8 @@ def install(runner: Any, chosen: Options) -> None:
         from spark.engines.vllm.runner_v1 import BranchingV1 as Branching
     kind = runner.device.type
     if kind not in COMPILED:
-        logger.warning("spark: score runs as its torch reference: %s", _load.library(kind))
+        why = _load.library(kind) or "the built library lacks it"
+        logger.warning("spark: score runs as its torch reference: %s", why)
     own = type(runner)
     runner.__class__ = type(f"Spark{own.__name__}", (Branching, own), {})
     runner.branching = chosen

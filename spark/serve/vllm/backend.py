@@ -126,7 +126,8 @@ class VLLMBackend:
         scores: TokenScores = completion.spark or TokenScores()
         tokens, finish = list(completion.token_ids), completion.finish_reason
         if any(map(math.isnan, scores.entropies)):
-            raise EngineError("the logits were not finite")
+            at = len(taken) + [*map(math.isnan, scores.entropies)].index(True)
+            raise EngineError(f"the logits of new token {at} were not finite: check the weights")
         if finish not in (None, "stop", "length"):
             raise EngineError(f"vLLM ended the request with {finish!r}")
         for at, token in enumerate(tokens):

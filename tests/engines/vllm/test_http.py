@@ -36,14 +36,7 @@ def subject(server: Server) -> Subject:
     )
 
 
-ELSEWHERE = {
-    "bad_bodies_are_refused": "without `branching` vLLM answers, in its own words",
-    "constraints_are_honoured_or_refused": "its tag is no whole token of this text; tested below",
-}
-CHECKS = [check for check in BEHAVIOUR if check.__name__ not in ELSEWHERE]
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", BEHAVIOUR, ids=lambda check: check.__name__)
 def test_behaviour(check: Callable[[Subject], Awaitable[None]], subject: Subject) -> None:
     asyncio.run(check(subject))
 

@@ -10,7 +10,9 @@ from harness import Harness, Stream
 from models import VOCAB, logits, prompt
 from vllm import SamplingParams
 
+from spark.engines.vllm import worker
 from spark.engines.vllm.branch import Branch
+from spark_kernels.score import op
 
 pytestmark = pytest.mark.vllm
 
@@ -92,6 +94,26 @@ def test_final_outputs_hold_every_score(engines: Any) -> None:
     for completion in output.outputs:
         check(Stream(list(completion.token_ids), completion.spark), tokens, 1.0)
     assert output.kv_transfer_params is None
+
+
+def test_without_the_compiled_op_torch_scores_and_says_so_once(
+    models: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(worker, "COMPILED", frozenset())
+    monkeypatch.setattr(op, "COMPILED", frozenset())
+    monkeypatch.setattr(worker.logger, "warning", lambda text, *values: said.append(text % values))
+    harness, tokens = Harness(models("qwen3")), prompt(45, 1)
+    try:
+        for seed in range(3):
+            harness.add(f"r{seed}", tokens, Branch(), temperature=TEMPERATURE, seed=seed)
+        harness.finish()
+        for stream in harness.streams.values():
+            check(stream, tokens, TEMPERATURE)
+    finally:
+        harness.close()
+    (line,) = said
+    assert "score runs as its torch reference" in line
 
 
 def test_branching_needs_the_switch(engines: Any) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -51,6 +53,38 @@ def test_without_the_flag_vllm_is_untouched(engines: Any) -> None:
             assert all(abs(a[t].logprob - b[t].logprob) < 1e-5 for t in a)
     # the same seed is another stream of numbers in another sampler
     assert found[0][1] != found[1][1]
+
+
+HOOKED = """
+import sys
+from vllm.engine.arg_utils import EngineArgs
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine.output_processor import OutputProcessor
+from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+EngineArgs(sys.argv[1], max_model_len=256).create_engine_config()
+from spark.engines.vllm.hooks import MARK
+modules = [module for name, module in list(sys.modules.items()) if name.startswith("vllm")]
+classes = {c for module in modules for c in vars(module).values() if isinstance(c, type)}
+for c in classes:
+    for name, method in vars(c).items():
+        if hasattr(getattr(method, "__func__", method), MARK):
+            print(f"{c.__name__}.{name}")
+print(*(name for name in sys.modules if name.startswith("spark.engines.vllm.")), sep="\\n")
+"""
+
+
+def test_without_the_flag_nothing_is_hooked_that_runs_per_token(models: Any) -> None:
+    """In a fresh process: an engine without branching costs what it costs without the plugin."""
+    command = [sys.executable, "-c", HOOKED, str(models("qwen3"))]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    ours = {"branch", "frontend", "hooks", "options", "plugin", "scores"}
+    assert set(told) == {f"spark.engines.vllm.{name}" for name in ours} | {
+        "EngineArgs.add_cli_args",
+        "EngineArgs.create_engine_config",
+        "EngineArgs.from_cli_args",
+        "InputProcessor.process_inputs",
+        "WorkerWrapperBase.init_device",
+    }
 
 
 @pytest.mark.parametrize(
