@@ -54,9 +54,11 @@ class Forking(Base):
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         if scored:
             index = model_runner_output.req_id_to_index
+            # all at once: numpy takes its time for every single row
+            told = None if rows is None else rows.tolist()
             for output in (output for client in outputs.values() for output in client.outputs):
                 if output.new_token_ids and output.request_id in scored:
-                    row = None if rows is None else rows[index[output.request_id]]
+                    row = None if told is None else told[index[output.request_id]]
                     path = scored[output.request_id]
                     self.forks.told(output.request_id, path)
                     scores.attach(output, row, path)

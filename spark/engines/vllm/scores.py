@@ -82,9 +82,9 @@ def take(output: Any, vocab_size: int) -> Any:
     return values[:, -COLUMNS:]
 
 
-def attach(output: Any, row: Any, path: tuple[str, int] | None) -> None:
+def attach(output: Any, row: list[float] | None, path: tuple[str, int] | None) -> None:
     """Let an EngineCoreOutput of one new token carry its scores to the front end."""
-    told: dict[str, Any] = {"row": None if row is None else row.tolist()}
+    told: dict[str, Any] = {"row": row}
     if path is not None:
         told["fork_path"], told["recomputed"] = path
     output.kv_transfer_params = {**(output.kv_transfer_params or {}), KEY: told}

@@ -33,6 +33,7 @@ def subject(server: Server) -> Subject:
         vocab_size=VOCAB,
         recomputed=1,
         shared=True,
+        alone=False,
     )
 
 

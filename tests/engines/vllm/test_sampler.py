@@ -17,7 +17,7 @@ from spark.engines.vllm.branch import Branch
 pytestmark = pytest.mark.vllm
 
 STOCK = {"branching": "spark", "branching_sampler": "stock"}
-DRAWS, TOKENS = 1200, prompt(21, 1)
+DRAWS, TOKENS = 3000, prompt(21, 1)
 CASES = {
     "plain": {"temperature": 1.0},
     "hot": {"temperature": 1.7},
