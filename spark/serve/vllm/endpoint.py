@@ -147,7 +147,8 @@ def branches(body: bytes) -> bool:
     try:
         record = json.loads(body)
     except (ValueError, RecursionError):
-        return False
+        # ours says what is wrong with it
+        return True
     return isinstance(record, dict) and record.get("branching") is not None
 
 
