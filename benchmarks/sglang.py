@@ -20,8 +20,9 @@ from typing import Any
 import torch
 
 from benchmarks.engine import VOCAB
-from benchmarks.harness import Case, Timing
-from benchmarks.served import server, tree_model, trees
+from benchmarks.harness import Case
+from benchmarks.served import server, timing, tree_model, trees
+from spark.engines.sglang.fork import RELEASE
 
 SHAPE = {
     "vocab_size": 8192,
@@ -47,11 +48,16 @@ SETTINGS = {
     "log_level": "error",
     "random_seed": 0,
 }
+STOCK = {"branching": "none"}
+ENGINES = {
+    "spark": {"branching": "spark"},
+    "stock": STOCK,
+    "disabled": {**STOCK, "disable_radix_cache": True},
+}
+"""What takes turns: with the plugin, without it, and without SGLang's own prefix cache."""
 PROMPT = 512
-# quick -> page sizes
-PAGES = {True: (16,), False: (1, 16)}
-# tokens of the parent beyond its prompt, children
-SHAPES = ((192, 4), (192, 16), (512, 8))
+SHAPES = {16: ((64, 4), (192, 4), (512, 16)), 1: ((192, 8),)}
+"""Page size -> tokens of the parent beyond its prompt, children."""
 _NAMES = count()
 
 
@@ -86,8 +92,13 @@ class Engine:
             steps.append((time.perf_counter(), step))
         return steps[0][0], steps[-1][1]
 
-    def abort(self, rid: str) -> None:
-        self.engine.tokenizer_manager.abort_request(rid=rid)
+    def end(self, rid: str) -> None:
+        """Stop a request, and let go of the tree that is named after it."""
+        from sglang.srt.managers.io_struct import AbortReq
+
+        manager = self.engine.tokenizer_manager
+        manager.abort_request(rid=rid)
+        manager._dispatch_to_scheduler(AbortReq(rid=RELEASE + rid))
 
 
 @dataclass
@@ -106,7 +117,7 @@ async def parents(engine: Engine, number: int, tail: int, member: bool) -> list[
 
     async def follow(parent: Parent, ready: asyncio.Event) -> None:
         spark = {"tree": parent.rid} if member else None
-        async for step in engine.stream(parent.prompt, 3000, parent.rid, spark):
+        async for step in engine.stream(parent.prompt, tail + 1000, parent.rid, spark):
             if not parent.output and len(step["output_ids"]) >= tail:
                 parent.output = list(step["output_ids"][:tail])
                 ready.set()
@@ -141,27 +152,35 @@ async def fan_out(engine: Engine, parent: Parent, fan: int, fork: bool) -> tuple
 def fork_cases(
     engines: dict[str, Engine], page: int, tail: int, fan: int, rounds: int
 ) -> list[Case]:
-    """Compare the three ways of giving a running parent `fan` children."""
+    """Time the children of a running parent: forked, or sent again with and without a cache."""
     seconds: dict[str, list[float]] = {"ours": [], "radix": [], "disabled": []}
     again: dict[str, list[float]] = {name: [] for name in seconds}
 
-    async def measure(engine: Engine, names: list[str]) -> None:
+    async def measure(engine: Engine, names: list[str], tail: int, rounds: int) -> None:
+        # there and back: those that are measured late have fewer parents beside them
+        order = [*names, *reversed(names)] * rounds
         running = await parents(engine, rounds * len(names), tail, "ours" in names)
-        for turn, parent in enumerate(running):
-            name = names[turn % len(names)]
-            took, recomputed = await fan_out(engine, parent, fan, name == "ours")
+        for name, parent in zip(order, running, strict=False):
+            took, tokens = await fan_out(engine, parent, fan, name == "ours")
             seconds[name].append(took)
-            again[name].append(recomputed)
-            engine.abort(parent.rid)
+            again[name].append(tokens)
+            engine.end(parent.rid)
         await asyncio.gather(*(parent.task for parent in running))
 
-    engines["spark"].run(measure(engines["spark"], ["ours", "radix"]))
-    engines["disabled"].run(measure(engines["disabled"], ["disabled"]))
+    # what computes everything is slow, and in no doubt
+    kinds = {"spark": (["ours", "radix"], rounds), "disabled": (["disabled"], rounds // 2)}
+    for name, (ways, times) in kinds.items():
+        if (engine := engines.get(name)) is None:
+            continue
+        engine.run(measure(engine, ways, 8, 1))
+        # whatever the first of its kind had to load
+        for way in ways:
+            del seconds[way][0], again[way][0]
+        engine.run(measure(engine, ways, tail, times))
     case = {"page": page, "tail": tail, "children": fan, "prompt": PROMPT}
-    return [
-        as_case("last child's first token", case, seconds, 1e3, "ms", {"radix": 1 / 0.6}),
-        as_case("tokens recomputed per child", case, again, 1, "tokens", {}, most=1),
-    ]
+    target = {"radix": 1 / 0.6} if tail >= 192 else {}
+    first = as_case("last child's first token", case, seconds, 1e3, "ms", target)
+    return [first, as_case("tokens recomputed per child", case, again, 1, "tokens", {}, most=1)]
 
 
 def throughput_cases(engines: dict[str, Engine], rounds: int, new: int) -> list[Case]:
@@ -174,8 +193,8 @@ def throughput_cases(engines: dict[str, Engine], rounds: int, new: int) -> list[
         await asyncio.gather(*(engine.first(tokens, new, spark) for tokens in prompts))
         return time.perf_counter() - start
 
-    ways = {"ours": ("spark", {"score": True}), "idle plugin": ("spark", None)}
-    ways["stock"] = ("stock", None)
+    ways: dict[str, tuple[str, Any]] = {"ours": ("spark", {"score": True})}
+    ways |= {"idle plugin": ("spark", None), "stock": ("stock", None)}
     names = list(ways)
     for turn in range(rounds + 1):
         for name in names[turn % 3 :] + names[: turn % 3]:
@@ -199,11 +218,7 @@ def as_case(
     most: float | None = None,
 ) -> Case:
     """Return medians, spreads and ratios of `samples`."""
-    times = {
-        name: Timing(statistics.median(s), min(s), max(s), len(s)).scaled(factor)
-        for name, s in samples.items()
-        if s
-    }
+    times = {name: timing(values).scaled(factor) for name, values in samples.items() if values}
     ours = times.pop("ours")
     ratio = {name: other.median / max(ours.median, 1e-9) for name, other in times.items()}
     met = all(ratio[name] >= least for name, least in targets.items())
@@ -241,22 +256,25 @@ def run(quick: bool = False) -> list[Case]:
     """Return the cases of forks, of the plugin's cost, and of whole trees."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        cases = [case for page in PAGES[quick] for case in forks(folder, page, quick)]
-        return [*cases, *costs(folder, quick), *whole_trees(folder, quick)]
+        torch.manual_seed(0)
+        model = save_model(folder / "random", SMALL if quick else SHAPE)
+        cases = []
+        with running(model, 16, *ENGINES) as engines:
+            cases += forks(engines, 16, quick)
+            cases += throughput_cases(engines, 2 if quick else 9, 16 if quick else 48)
+        if not quick:
+            with running(model, 1, "spark") as engines:
+                cases += forks(engines, 1, quick)
+        return cases + whole_trees(folder, quick)
 
 
 @contextmanager
-def running(
-    folder: Path, page: int, quick: bool, **engines: dict[str, Any]
-) -> Iterator[dict[str, Engine]]:
-    """Run SGLang several times on one model: name -> its settings."""
+def running(model: Path, page: int, *names: str) -> Iterator[dict[str, Engine]]:
+    """Run several of `ENGINES`."""
     from spark.serve.sglang.engine import stop
 
-    torch.manual_seed(page)
-    model = save_model(folder / "random", SMALL if quick else SHAPE)
-    started = {
-        name: Engine(model, page_size=page, **settings) for name, settings in engines.items()
-    }
+    how = {"page_size": page, "max_total_tokens": 32768}
+    started = {name: Engine(model, **ENGINES[name], **how) for name in names}
     try:
         yield started
     finally:
@@ -264,31 +282,17 @@ def running(
             stop(engine.engine)
 
 
-def forks(folder: Path, page: int, quick: bool) -> list[Case]:
-    """Compare three ways to give a running parent children."""
-    without = {"branching": "none", "disable_radix_cache": True}
-    with running(folder, page, quick, spark={"branching": "spark"}, disabled=without) as engines:
-        shapes = [(192, 4)] if quick else SHAPES
-        rounds = 2 if quick else 3
-        return [c for shape in shapes for c in fork_cases(engines, page, *shape, rounds)]
-
-
-def costs(folder: Path, quick: bool) -> list[Case]:
-    """Compare ordinary traffic beside the plugin, idle or scoring, with stock SGLang."""
-    ways = {"spark": {"branching": "spark"}, "stock": {"branching": "none"}}
-    with running(folder, 16, quick, **ways) as engines:
-        return throughput_cases(engines, 2 if quick else 9, 16 if quick else 48)
+def forks(engines: dict[str, Engine], page: int, quick: bool) -> list[Case]:
+    """Compare the ways to give a running parent children."""
+    shapes, rounds = ([(192, 4)], 2) if quick else (SHAPES[page], 4)
+    return [c for shape in shapes for c in fork_cases(engines, page, *shape, rounds)]
 
 
 def whole_trees(folder: Path, quick: bool) -> list[Case]:
     """Time trees on SGLang's own server, branching inside it or in the client."""
-    model = tree_model(folder)
-    served = {name: value for name, value in SETTINGS.items() if not isinstance(value, bool)}
-    flags = [
-        word
-        for name, value in served.items()
-        for word in (f"--{name.replace('_', '-')}", str(value))
-    ]
-    flags += ["--sleep-on-idle", "--skip-server-warmup", "--page-size", "16"]
-    with server(model, "--engine", "sglang", *flags) as url:
+    given = ((f"--{name.replace('_', '-')}", value) for name, value in SETTINGS.items())
+    flags = [name if value is True else f"{name}={value}" for name, value in given]
+    # SGLang warms up on a text, of which this tokenizer makes nothing
+    flags += ["--skip-server-warmup", "--page-size=16", "--engine=sglang"]
+    with server(tree_model(folder), *flags) as url:
         return trees(url, VOCAB, quick)

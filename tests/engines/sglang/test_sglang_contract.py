@@ -134,51 +134,54 @@ from sglang.srt.plugins import load_plugins
 from sglang.srt.plugins.hook_registry import HookRegistry
 load_plugins()
 from sglang.srt.server_args import prepare_server_args
-args = prepare_server_args(["--model-path", "x", *sys.argv[1:]])
-print("RESULT", json.dumps([sorted(HookRegistry._patched), os.environ.get("SPARK_SGLANG")]))
+for flags in json.loads(sys.argv[1]):
+    try:
+        prepare_server_args(["--model-path", "x", *flags])
+        told = {"patched": sorted(HookRegistry._patched), **json.loads(os.environ["SPARK_SGLANG"])}
+    except SystemExit as error:
+        told = {"refused": str(error)}
+    print("RESULT", json.dumps(told))
 """
+REFUSED = {
+    "--sampling-backend spark": "--sampling-backend spark needs --branching spark",
+    "--branching spark --disable-radix-cache": "--disable-radix-cache does not go",
+    "--branching spark --branching-max-leaves 0": "max_leaves=0 must be",
+}
+# in this order in one process, which takes a while to start
+ASKED = [*REFUSED, "", "--branching spark", "--branching spark --sampling-backend pytorch"]
 
 
-def parsed(*flags: str) -> tuple[int, str, list]:
-    """Return what a launcher that got `flags` has changed in itself."""
+@pytest.fixture(scope="module")
+def launched() -> dict[str, dict[str, Any]]:
+    """Return flags -> what a launcher that got them has changed in itself."""
     # an engine that was started here has told its processes
     fresh = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    asked = json.dumps([flags.split() for flags in ASKED])
     run = subprocess.run(
-        [sys.executable, "-c", PARSE, *flags],
-        env=fresh,
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, "-c", PARSE, asked], env=fresh, capture_output=True, text=True, check=False
     )
     lines = [line for line in run.stdout.splitlines() if line.startswith("RESULT ")]
-    return run.returncode, run.stderr, json.loads(lines[0][7:]) if lines else []
+    told = [json.loads(line.removeprefix("RESULT ")) for line in lines]
+    assert len(told) == len(ASKED), run.stderr
+    return dict(zip(ASKED, told, strict=True))
 
 
-def test_branching_none_leaves_sglang_untouched() -> None:
-    _, _, (patched, told) = parsed()
-    assert all(".ServerArgs." in target for target in patched)
-    assert json.loads(told)["branching"] == "none"
+def test_branching_none_leaves_sglang_untouched(launched: dict[str, Any]) -> None:
+    told = launched[""]
+    assert all(".ServerArgs." in target for target in told["patched"])
+    assert told["branching"] == "none"
 
 
-def test_the_flag_turns_every_hook_on() -> None:
-    _, _, (patched, told) = parsed("--branching", "spark")
-    assert {hook.target for hook in plugin.engine_hooks()} <= set(patched)
-    assert json.loads(told) == {"branching": "spark", "sampler": "spark"}
-    _, _, (_, told) = parsed("--branching", "spark", "--sampling-backend", "pytorch")
-    assert json.loads(told)["sampler"] == "stock"
+def test_the_flag_turns_every_hook_on(launched: dict[str, Any]) -> None:
+    told = launched["--branching spark"]
+    assert {hook.target for hook in plugin.engine_hooks()} <= set(told["patched"])
+    assert (told["branching"], told["sampler"]) == ("spark", "spark")
+    assert launched["--branching spark --sampling-backend pytorch"]["sampler"] == "stock"
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--sampling-backend", "spark"], "--sampling-backend spark needs --branching spark"),
-        (["--branching", "spark", "--disable-radix-cache"], "--disable-radix-cache does not go"),
-        (["--branching", "spark", "--branching-max-leaves", "0"], "max_leaves=0 must be"),
-    ],
-)
-def test_flags_that_do_not_go_together_are_refused(flags: list[str], message: str) -> None:
-    code, told, _ = parsed(*flags)
-    assert code != 0 and message in told
+@pytest.mark.parametrize("flags", REFUSED)
+def test_flags_that_do_not_go_together_are_refused(launched: dict[str, Any], flags: str) -> None:
+    assert REFUSED[flags] in launched[flags]["refused"]
 
 
 @pytest.mark.parametrize(
