@@ -170,11 +170,27 @@ def section(name: str, data: dict[str, Any], folder: Path) -> str:
     return "\n\n".join(parts)
 
 
+def signal_section(data: dict[str, Any]) -> str:
+    """Return the part of the page on the gradients of single trees."""
+    rows = []
+    for row in data["signal"]:
+        interval = f"{row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+        figures = [f"{row['tokens']:,.0f}", f"{row['signal']:.3f}", f"{row['noise']:.3f}"]
+        rows.append([row["arm"], str(row["trees"]), *figures, interval])
+    head = ["arm", "trees", "tokens per tree", "signal", "noise", "progress per token, chain = 1"]
+    return f"`{data['command']}` at {data['git']}.\n\n{table(head, rows)}"
+
+
 def write(results: Path = RESULTS, page: Path = PAGE) -> None:
     """Replace what stands after the marker of `page` with the tables of all results files."""
     head, mark, _ = page.read_text().partition("<!-- study -->")
-    files = sorted(results.glob("*.json"))
-    parts = [section(path.stem, json.loads(path.read_text()), page.parent) for path in files]
+    parts = []
+    for path in sorted(results.glob("*.json")):
+        data = json.loads(path.read_text())
+        if "signal" in data:
+            parts.append(f"## {path.stem}\n\n{signal_section(data)}")
+        else:
+            parts.append(section(path.stem, data, page.parent))
     page.write_text(head + mark + "\n" + "\n\n".join(parts) + "\n")
 
 

@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import study, study_record, study_report
+from benchmarks import study, study_record, study_report, study_signal
 from benchmarks.statistics import bootstrap, paired_p, pass_at_k
 from benchmarks.study import Run, configured
+from benchmarks.study_signal import Measure, compared, progress
 from spark.recipes import METHODS, RECIPES
+from spark.train.credit import credit
+from spark.train.pack import pack
+from spark.train.policy import token_logprobs
 
 BASE = RECIPES["first_light_smoke"]()
 
@@ -49,6 +53,50 @@ def test_pass_at_k_by_hand() -> None:
     assert pass_at_k(1, 4, 1) == pytest.approx(0.25)
     assert pass_at_k(2, 4, 2) == pytest.approx(1 - (2 / 4) * (1 / 3))
     assert pass_at_k(1, 8, 8) == 1.0
+
+
+def test_progress_counts_trees_to_find_a_direction() -> None:
+    """Signal 1, noise 3, 10 tokens; with twice the noise, or as many trees alike, a quarter."""
+    plain = [Measure(signal=1.0, square=9.0, tokens=10)] * 4
+    noisy = [Measure(signal=1.0, square=36.0, tokens=10)] * 4
+    scaled = [Measure(signal=3.0, square=81.0, tokens=10)] * 4
+    half = [*plain[:1], *[Measure(signal=0.0, square=0.0, tokens=10)] * 3]
+    assert progress(plain) == pytest.approx(1 / 90)
+    assert compared(noisy, plain) == pytest.approx({"ratio": 0.25, "low": 0.25, "high": 0.25})
+    assert compared(scaled, plain)["ratio"] == pytest.approx(1.0)
+    assert progress(half) == pytest.approx(progress(plain) / 4)
+    assert progress([Measure(signal=-1.0, square=9.0, tokens=10)]) == 0.0
+
+
+@pytest.mark.slow
+def test_gradients_of_trees_are_those_of_their_advantages() -> None:
+    pytest.importorskip("alfworld")
+    gradients = study_signal.Gradients("alfworld")
+    tasks = gradients.session.source.tasks("train", 6, 5)
+    recipe = configured(gradients.base, "chain")
+    with gradients.session:
+        direction = gradients.direction(tasks)
+        trees = gradients.trees(recipe, tasks)
+        measures = gradients.measures("chain", tasks, direction)
+    assert float(direction.norm()) == pytest.approx(1.0, abs=1e-4)
+    config = recipe.train.credit
+    number = next(n for n, m in enumerate(measures) if m.square)
+    row = pack([trees[number]], [credit(trees[number], config)], 100_000)[0]
+    weights = gradients.model.state_dict()
+    before = {name: value.clone() for name, value in weights.items()}
+
+    def gain(step: float) -> float:
+        """The weighted advantage of what was sampled, `step` along the direction."""
+        at = 0
+        for name, parameter in gradients.model.named_parameters():
+            move = direction[at : at + parameter.numel()].view_as(parameter)
+            parameter.data.copy_(before[name] + step * move)
+            at += parameter.numel()
+        logprobs = token_logprobs(gradients.model, row)[row.term_target]
+        return float((row.weight * row.advantage * logprobs).sum()) / len(trees[number].leaves())
+
+    slope = (gain(0.01) - gain(-0.01)) / 0.02
+    assert measures[number].signal == pytest.approx(slope, rel=0.02, abs=1e-3)
 
 
 @pytest.mark.slow
