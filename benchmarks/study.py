@@ -231,7 +231,12 @@ def main() -> None:
     args = parser.parse_args()
     shared = {name: getattr(args, name) for name in ("env", "stop", "budget", "every", "games")}
     runs = [Run(arm=arm, seed=seed, **shared) for seed in range(args.seeds) for arm in args.arms]
-    command = " ".join(["python -m benchmarks.study", *sys.argv[1:]])
+    words = sys.argv[1:]
+    if "--runs" in words:
+        # the whole study is what the file is about
+        at = words.index("--runs")
+        del words[at : at + 2]
+    command = " ".join(["python -m benchmarks.study", *words])
     print(study(runs, args.name, command, args.jobs, most=args.runs))
 
 

@@ -42,12 +42,19 @@ def success_table(arms: Runs) -> str:
         cells = [arm, str(len(runs))]
         for split in splits:
             values = [run["success"][split] for run in runs]
-            low, high = bootstrap(values)
-            cells.append(f"{fmean(values):.1%} [{low:.1%}, {high:.1%}]{against(arms, arm, split)}")
+            cells.append(f"{fmean(values):.1%}{interval(values)}{against(arms, arm, split)}")
         rows.append(cells)
     start = [fmean(run["start"][s] for runs in arms.values() for run in runs) for s in splits]
     rows.append(["start", "", *(f"{value:.1%}" for value in start)])
     return table(["arm", "seeds", *splits], rows)
+
+
+def interval(values: list[float]) -> str:
+    """Return the bootstrap interval of the mean; one seed has none."""
+    if len(values) < 2:
+        return ""
+    low, high = bootstrap(values)
+    return f" [{low:.1%}, {high:.1%}]"
 
 
 def against(arms: Runs, arm: str, split: str) -> str:
@@ -174,9 +181,9 @@ def signal_section(data: dict[str, Any]) -> str:
     """Return the part of the page on the gradients of single trees."""
     rows = []
     for row in data["signal"]:
-        interval = f"{row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+        ratio = f"{row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
         figures = [f"{row['tokens']:,.0f}", f"{row['signal']:.3f}", f"{row['noise']:.3f}"]
-        rows.append([row["arm"], str(row["trees"]), *figures, interval])
+        rows.append([row["arm"], str(row["trees"]), *figures, ratio])
     head = ["arm", "trees", "tokens per tree", "signal", "noise", "progress per token, chain = 1"]
     return f"`{data['command']}` at {data['git']}.\n\n{table(head, rows)}"
 

@@ -42,6 +42,11 @@ def test_bootstrap_intervals() -> None:
     assert bootstrap([0.1, 0.5, 0.2]) == bootstrap([0.1, 0.5, 0.2])
 
 
+def test_one_seed_has_no_interval() -> None:
+    assert study_report.interval([0.3]) == ""
+    assert study_report.interval([0.3, 0.3]) == " [30.0%, 30.0%]"
+
+
 def test_paired_test_by_hand() -> None:
     assert paired_p([0.5, 0.6, 0.7], [0.4, 0.4, 0.4]) == pytest.approx(2 / 8)
     assert paired_p([0.5, 0.3], [0.4, 0.4]) == pytest.approx(1.0)
