@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.statistics import pass_at_k
@@ -39,6 +40,7 @@ def described(run: Run) -> dict[str, Any]:
         "curve": curve(summary, lines, run.recipe().eval.curve),
         "triggers": triggers(run),
         "trees": outcomes(run),
+        "pairs": pairs(run),
         "pass_at_k": sampled_success(run),
     }
 
@@ -81,6 +83,22 @@ def outcomes(run: Run) -> dict[str, int]:
         mixed = any(won) and not all(won)
         found.update(trees=1, mixed=int(mixed), leaves=len(won), won=sum(won))
     return dict(found)
+
+
+def pairs(run: Run) -> dict[int, list[int]]:
+    """Return [pairs of leaves of one tree, those of them where one won and one lost].
+
+    By the decisions that the two share, 0 where they part at the prompt.
+    """
+    found: dict[int, list[int]] = {}
+    for tree in load_trees(run.folder / "trees.jsonl"):
+        ends = [(set(tree.path(leaf["node"])), leaf["won"]) for leaf in tree.info["leaves"]]
+        for (path, won), (other, also_won) in combinations(ends, 2):
+            shared = 1 + max(tree.nodes[index].turn for index in path & other)
+            count = found.setdefault(shared, [0, 0])
+            count[0] += 1
+            count[1] += won != also_won
+    return dict(sorted(found.items()))
 
 
 def sampled_success(run: Run) -> dict[int, float]:

@@ -16,6 +16,8 @@ PAGE = ROOT / "docs" / "study.md"
 BASELINE = "chain"
 COLOURS = ["#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#e377c2", "#7f7f7f"]
 WIDTH, HEIGHT, MARGIN = 640, 320, 48
+SHARED = [(0, 0), (1, 4), (5, 8), (9, 99)]
+"""Decisions two leaves share: the columns of the table of pairs."""
 Runs = dict[str, list[dict[str, Any]]]
 """Arm -> its runs, by seed."""
 
@@ -104,6 +106,26 @@ def tree_table(arms: Runs) -> str:
     return table([*head, "of them per 100,000 tokens", "leaves per 100,000 tokens"], rows)
 
 
+def pair_table(arms: Runs) -> str:
+    """Return how often two leaves of a tree differ in outcome, by the decisions they share."""
+    rows = []
+    for arm, runs in arms.items():
+        cells = []
+        for first, last in SHARED:
+            counts = [
+                count
+                for run in runs
+                for turn, count in run["pairs"].items()
+                if first <= int(turn) <= last
+            ]
+            total, differ = (sum(count[k] for count in counts) for k in (0, 1))
+            cells.append(f"{differ / total:.0%} of {total:,}" if total else "")
+        rows.append([arm, *cells])
+    return table(
+        ["arm", "none", *(f"{a} to {b}" if b < 99 else f"{a} or more" for a, b in SHARED[1:])], rows
+    )
+
+
 def trigger_table(arms: Runs) -> str:
     """Return which share of an arm's forks lies in which quarter of the turns and of training."""
     rows = []
@@ -173,6 +195,8 @@ def section(name: str, data: dict[str, Any], folder: Path) -> str:
     parts += ["Success of the final policy in k tries:", pass_table(arms)]
     parts += ["What the trees could teach (won or lost alike, a tree teaches nothing):"]
     parts += [tree_table(arms)]
+    parts += ["Pairs of leaves of which one won and one lost, by the decisions the two share:"]
+    parts += [pair_table(arms)]
     parts += ["Where trees branched:", trigger_table(arms)]
     return "\n\n".join(parts)
 

@@ -138,8 +138,9 @@ def compared(ours: Sequence[Measure], theirs: Sequence[Measure]) -> dict[str, fl
 
 
 def main() -> None:
-    """Measure all arms and write benchmarks/results/study/signal.json."""
+    """Measure all arms and write benchmarks/results/study/NAME.json."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study_signal", description=__doc__)
+    parser.add_argument("--name", default="signal", help="of the results file")
     parser.add_argument("--env", choices=ENVIRONMENTS, default="alfworld")
     parser.add_argument("--games", type=int, default=96, help="for the arms, and as many for m")
     parser.add_argument("--arms", nargs="+", default=ARMS)
@@ -169,7 +170,7 @@ def main() -> None:
         "signal": rows,
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "signal.json").write_text(json.dumps(data, indent=1) + "\n")
+    (RESULTS / f"{args.name}.json").write_text(json.dumps(data, indent=1) + "\n")
 
 
 if __name__ == "__main__":

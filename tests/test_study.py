@@ -141,6 +141,8 @@ def test_the_study_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     chain, paced = data["runs"][:2]
     assert chain["forks"] == 0 < paced["forks"] == sum(paced["triggers"]["by_turn"].values())
     assert chain["start"] == paced["start"]
+    assert chain["pairs"] == {"0": [28 * chain["trees"]["trees"], chain["pairs"]["0"][1]]}
+    assert len(paced["pairs"]) > 1
     assert chain["trees"]["leaves"] == chain["episodes"] == 8 * chain["trees"]["trees"]
     again = study.study(runs, "small", "by a test", 1, tmp_path / "results")
     assert json.loads(again.read_text())["runs"] == data["runs"], "finished runs are kept"
