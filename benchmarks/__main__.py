@@ -17,7 +17,7 @@ from benchmarks import results
 TOOLS = {"__main__", "harness", "recorded", "results", "served"}
 TOOLS |= {"statistics", "study", "study_report"}
 # run by name, each in the environment of its engine's tests
-ENGINES = {"sglang", "vllm"}
+ENGINES = {"engine_vllm", "sglang", "vllm"}
 
 
 def suites() -> list[str]:
