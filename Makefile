@@ -96,7 +96,7 @@ INTEGRATIONS_PIP := $(INTEGRATIONS)/bin/pip install --quiet --disable-pip-versio
 $(INTEGRATIONS)/.built: $(VENV)/.built pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(INTEGRATIONS)
 	$(INTEGRATIONS_PIP) torch==$$(sed -n 's/^torch==//p' constraints.txt)
-	$(INTEGRATIONS_PIP) "trl>=1.16,<1.17" "datasets>=4" verifiers==0.4.0 "tyro>=1.0" \
+	$(INTEGRATIONS_PIP) "trl>=1.16,<1.17" "datasets>=4" verifiers==0.4.0 "tyro>=1.0" "rich>=14" \
 	  accelerate pytest hypothesis scipy
 	touch $@
 
