@@ -29,7 +29,14 @@ def tight(request: pytest.FixtureRequest, models: dict[str, Path]) -> Iterator[O
 
 
 def test_retracted_parents_and_children_come_out_right(tight: Offline) -> None:
-    tokens = prompt(20, 60)
+    # a slow machine may start the children so far apart that a round fits the pool
+    rounds = (squeezed(tight, seed) for seed in range(60, 66))
+    assert any(retracted > 0 for retracted in rounds), "the pool was never small enough"
+
+
+def squeezed(tight: Offline, seed: int) -> int:
+    """Check a parent and 24 children that do not fit together; return how many were retracted."""
+    tokens = prompt(20, seed)
     want = tight.greedy(tokens, 120)
 
     async def grow() -> list[Output]:
@@ -50,8 +57,7 @@ def test_retracted_parents_and_children_come_out_right(tight: Offline) -> None:
         assert kid.error is None
         assert kid.tokens == want[-len(kid.tokens) :]
         assert len(kid.scores("entropy")) == len(kid.tokens)
-    retracted = sum(out.meta["num_retractions"] for out in (parent, *kids))
-    assert retracted > 0, "the pool was not small enough to show anything"
+    return sum(int(out.meta["num_retractions"]) for out in (parent, *kids))
 
 
 def test_claims_yield_before_anybody_waits_forever(tight: Offline) -> None:
