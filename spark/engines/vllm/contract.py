@@ -93,6 +93,8 @@ CONTRACT = (
     Uses(SAMPLER, "Sampler.apply_logits_processors", why="penalises, biases, forbids"),
     Uses(SAMPLER, "Sampler.gather_logprobs", ("logprobs", "num_logprobs", "token_ids")),
     Uses(RUNNER, "GPUModelRunner.load_model", mentions=("model",), why="gets the sampler"),
+    Uses(RUNNER, "GPUModelRunner.__init__", mentions=("kv_caches",)),
+    Uses(RUNNER, "GPUModelRunner.reload_weights", why="wipes KV of old weights"),
     Uses(RUNNER, "GPUModelRunner.sample_tokens", ("grammar_output",), why="passes grammars on"),
     Uses(
         RUNNER,
