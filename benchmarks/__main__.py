@@ -15,7 +15,7 @@ from rich.table import Table
 from benchmarks import results
 
 TOOLS = {"__main__", "harness", "recorded", "results", "served"}
-TOOLS |= {"statistics", "study", "study_report"}
+TOOLS |= {"statistics", "study", "study_record", "study_report", "study_signal"}
 # run by name, each in the environment of its engine's tests
 ENGINES = {"engine_vllm", "sglang", "vllm"}
 
