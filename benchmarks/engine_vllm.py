@@ -42,7 +42,7 @@ def beside(model: Path, quick: bool) -> list[Case]:
             ratio = ours.median / theirs.median
             cases.append(
                 Case(
-                    op="decode",
+                    op="beside_vllm",
                     case={"model": model.name, "dtype": "float32", "sequences": batch},
                     metric="throughput",
                     unit="tokens/s",

@@ -162,7 +162,7 @@ def first_tokens(
             ours=own,
             baselines=counts,
             ratio={name: other.median / own.median for name, other in counts.items()},
-            target={"at_most": 1},
+            target={"tokens": 1},
             met=own.max <= 1,
         ),
     ]
