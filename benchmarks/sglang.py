@@ -108,7 +108,7 @@ class Parent:
     rid: str
     prompt: list[int]
     output: list[int]
-    task: asyncio.Task[None]
+    task: asyncio.Task[None] | None = None
 
 
 async def parents(engine: Engine, number: int, tail: int, member: bool) -> list[Parent]:
@@ -126,7 +126,7 @@ async def parents(engine: Engine, number: int, tail: int, member: bool) -> list[
     for _ in range(number):
         prompt = torch.randint(SHAPE["vocab_size"], (PROMPT,)).tolist()
         events.append(asyncio.Event())
-        parent = Parent(f"parent{next(_NAMES):06d}", prompt, [], None)  # type: ignore[arg-type]
+        parent = Parent(f"parent{next(_NAMES):06d}", prompt, [])
         parent.task = asyncio.create_task(follow(parent, events[-1]))
         found.append(parent)
     await asyncio.gather(*(event.wait() for event in events))

@@ -242,7 +242,8 @@ def plain_vllm(model: Path) -> Iterator[Any]:
 
     def call(*arguments: Any) -> list[list[int]]:
         here.send(arguments)
-        return here.recv()  # type: ignore[no-any-return]
+        tokens: list[list[int]] = here.recv()
+        return tokens
 
     try:
         yield call

@@ -32,6 +32,7 @@ class AffinityEngine:
     async def __aexit__(self, *error: object) -> None:
         """Close every engine."""
         for engine in self.engines:
+            # the protocol leaves out how an engine ends; all of ours are context managers
             await engine.__aexit__(*error)  # type: ignore[attr-defined]
 
     async def open(self, tokens: Sequence[int]) -> int:

@@ -164,7 +164,7 @@ class ServedEngine:
         return {**self._counters, **heard}
 
     async def _publish(self, state: State, version: int) -> None:
-        """Replace the weights, and drop all KV of the old ones."""
+        """Replace the weights, and drop all old KV; each engine has a way of its own."""
         raise NotImplementedError
 
     async def _begin(self, tokens: list[int], sampled: bytearray) -> Held:

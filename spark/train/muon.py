@@ -30,6 +30,7 @@ class MuonAdamW(torch.optim.Optimizer):
         ]
         super().__init__([group for part in self.parts for group in part.param_groups], {})
 
+    # torch declares two overloads for closures; none is taken here
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Step both; a closure is not supported."""
         assert closure is None

@@ -13,6 +13,7 @@ from spark.engines.base import SamplingParams
 from spark.engines.local import device, runner
 from spark.engines.local.device import DecodeBatch, bucket
 
+# device plans live in Triton's module, which not every platform has
 pytest.importorskip("triton")
 
 CUDA = torch.cuda.is_available()
@@ -84,6 +85,7 @@ def test_replays_equal_eager_steps(family: str, monkeypatch: pytest.MonkeyPatch)
         step = DecodeBatch.step
 
         def seen(*inputs: object) -> torch.Tensor:
+            # passed on as they come, whatever they are
             rows.append(step(*inputs).clone())  # type: ignore[arg-type]
             return rows[-1]
 

@@ -55,6 +55,7 @@ def _interface(
         )
         raise ValueError(f"the embedded engine cannot run a model that uses {unsupported}")
     out = _attend.get()(
+        # transformers' attention modules have it, torch's Module does not
         module.layer_idx,  # type: ignore[arg-type]
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),

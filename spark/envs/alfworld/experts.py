@@ -32,6 +32,7 @@ class MoveIsPut:
         """Note what the last action did, as the stock policy does."""
         if last_action.startswith("move "):
             last_action = "put " + last_action.removeprefix("move ")
+        # the mixin stands before a stock policy, which has it
         super().update_state_tracking(game_state, last_action)  # type: ignore[misc]
 
 

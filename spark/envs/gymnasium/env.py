@@ -39,6 +39,7 @@ class GymnasiumEnv(ReplayMixin):
         self._actions: Any = {}
         self._id = ""
 
+    # an attribute of the protocol that is read only; here it depends on the task
     @property
     def fork_kind(self) -> ForkKind:  # type: ignore[override]
         """How the environment that was last reset forks."""

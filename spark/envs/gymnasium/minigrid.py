@@ -36,6 +36,7 @@ class MiniGridWords(Words):
             for x in range(width)
             if IDX_TO_OBJECT[int(image[x, y, 0])] not in SCENERY and (x, y) != (middle, here)
         ]
+        # minigrid's own attributes, which gymnasium's class does not know
         carried = env.unwrapped.carrying  # type: ignore[attr-defined]
         holding = f"a {carried.color} {carried.type}" if carried else "nothing"
         view = ", ".join(seen) or "nothing of use"
@@ -45,6 +46,7 @@ class MiniGridWords(Words):
 
     def commands(self, env: Env) -> Mapping[str, Any]:
         """Return the six things that a player can do, whatever they lead to."""
+        # as above
         known = env.unwrapped.actions  # type: ignore[attr-defined]
         return {command: known[name] for command, name in COMMANDS.items()}
 

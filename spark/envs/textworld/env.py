@@ -32,6 +32,7 @@ class TextWorldEnv(ReplayMixin):
         self._game: Any = None
         self._score = 0
 
+    # an attribute of the protocol that is read only; here it depends on the depth
     @property
     def fork_kind(self) -> ForkKind:  # type: ignore[override]
         """Replay near the start, copy beyond."""

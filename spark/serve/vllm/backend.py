@@ -144,6 +144,7 @@ class VLLMBackend:
             finish_reason=finish,
         )
         if scores.fork_path is not None:
+            # the scheduler says one of the three paths
             delta.fork = Fork(path=scores.fork_path, recomputed=scores.recomputed)  # type: ignore[arg-type]
         if params.constraint is not None:
             for at in range(kept):

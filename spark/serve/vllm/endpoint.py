@@ -48,6 +48,7 @@ class SparkEndpoint:
         """Put a switch before vLLM's generation routes and add those of trees."""
         for route in app.routes:
             if getattr(route, "path", None) in ROUTES:
+                # what has a path is a Route, which has an app
                 route.app = Switch(route.app, self, ROUTES[route.path])  # type: ignore[attr-defined]
         app.add_api_route("/v1/trees", self.facts, methods=["GET"])
         app.add_api_route("/v1/trees/{tree_id}", self.delete_tree, methods=["DELETE"])
