@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from benchmarks.harness import Case, compare
-from spark_kernels.head_loss import head_loss
+from spark_kernels.head_loss import Loss, PolicyLoss, head_loss
 from spark_kernels.head_loss.reference import head_loss_reference
 
 CUDA = torch.cuda.is_available()
@@ -38,17 +38,17 @@ def step(model: str, count: int, dtype: torch.dtype, rounds: int) -> Case:
     weight = weight.to(device, dtype).requires_grad_()
     rows = torch.arange(count, device=device)
     tokens = torch.randint(vocab, (count,), generator=generator).to(device)
-    old = torch.full((count,), -9.0, device=device)
-
-    def loss(logprob: Tensor, entropy: Tensor, part: slice) -> Tensor:
-        ratio = (logprob - old[part].to(logprob)).exp()
-        return -(torch.minimum(ratio, ratio.clamp(0.8, 1.25)) + 0.01 * entropy).sum()
+    ones = torch.ones(count, device=device)
+    loss = PolicyLoss(old=-9 * ones, gain=ones, cost=0 * ones, bonus=0.01 * ones, clip_high=0.25)
 
     def gradients(value: Tensor) -> tuple[Tensor, ...]:
         return torch.autograd.grad(value, (hidden, weight))
 
-    def ours() -> tuple[Tensor, ...]:
+    def ours(loss: Loss = loss) -> tuple[Tensor, ...]:
         return gradients(head_loss(hidden, weight, rows, tokens, loss, chunk=CHUNK).loss)
+
+    def any_loss() -> tuple[Tensor, ...]:
+        return ours(loss.__call__)
 
     def scores(some: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
         logs = (some @ weight.T).float().log_softmax(-1)
@@ -74,7 +74,11 @@ def step(model: str, count: int, dtype: torch.dtype, rounds: int) -> Case:
         op="head_loss",
         case={"model": model, "N": count, "dtype": str(dtype).removeprefix("torch.")},
         ours=ours,
-        baselines={"torch recomputed": recomputed, **liger(hidden, weight, tokens)},
+        baselines={
+            "torch recomputed": recomputed,
+            **({"any loss": any_loss} if CUDA else {}),
+            **liger(hidden, weight, tokens),
+        },
         correct=lambda: agrees(ours(), hidden, weight, tokens, loss),
         floor=products,
         targets={"torch recomputed": 1.0, **({"floor": 0.9} if CUDA else {})},
@@ -101,7 +105,7 @@ def agrees(
     hidden: Tensor,
     weight: Tensor,
     tokens: Tensor,
-    loss: Callable[[Tensor, Tensor, slice], Tensor],
+    loss: Loss,
 ) -> bool:
     """Return whether the gradients are those of the reference, in float32, within 2 %."""
     wide = [x.detach().float().requires_grad_() for x in (hidden, weight)]

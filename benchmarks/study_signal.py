@@ -93,7 +93,7 @@ class Gradients:
                 own = row.part(part)
                 return (own.weight * own.advantage * logprob[own.term_target]).sum()
 
-            token_loss(self.model, row, share, self.base.rollout.temperature).backward()
+            token_loss(self.model, row, share, self.base.rollout.temperature).loss.backward()
         grads = [p.grad.flatten() for p in self.model.parameters() if p.grad is not None]
         return torch.cat(grads) / len(tree.leaves())
 

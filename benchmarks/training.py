@@ -130,7 +130,7 @@ def forward(network: PreTrainedModel, row: Row, total: float, setting: Setting) 
         return -(own.weight * own.advantage * logprob[own.term_target]).sum() / total
 
     with torch.autocast("cpu", torch.bfloat16, enabled=setting.dtype == "bfloat16"):
-        return token_loss(network, row, share)
+        return token_loss(network, row, share).loss
 
 
 def step(model: nn.Module, optimizer: AdamW, way: Forest, setting: Setting) -> None:

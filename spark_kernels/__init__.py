@@ -2,7 +2,7 @@
 
 from spark_kernels._C import BlockPool, OutOfBlocks, Plan
 from spark_kernels._load import active
-from spark_kernels.head_loss import HeadLoss, head_loss
+from spark_kernels.head_loss import HeadLoss, PolicyLoss, head_loss
 from spark_kernels.kv_fork import kv_fork
 from spark_kernels.score import Scores, score
 from spark_kernels.tree_attention import tree_attention
@@ -12,6 +12,7 @@ __all__ = [
     "HeadLoss",
     "OutOfBlocks",
     "Plan",
+    "PolicyLoss",
     "Scores",
     "active",
     "head_loss",

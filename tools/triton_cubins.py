@@ -68,21 +68,28 @@ def tree_attention() -> Iterator[Build]:
 
 
 def head_loss() -> Iterator[Build]:
-    """Yield both kernels for each dtype of the products, and with a soft cap."""
-    from spark_kernels.head_loss.launch import GRADIENT, STATISTICS
-    from spark_kernels.head_loss.triton import gradient_kernel, statistics_kernel
+    """Yield all kernels for each dtype of the products, and with a soft cap."""
+    from spark_kernels.head_loss import launch
+    from spark_kernels.head_loss import triton as kernels
 
-    for kernel, how in ((statistics_kernel, STATISTICS), (gradient_kernel, GRADIENT)):
+    for kernel, how in (
+        (kernels.statistics_kernel, launch.STATISTICS),
+        (kernels.gradient_kernel, launch.GRADIENT),
+        (kernels.policy_kernel, launch.POLICY),
+    ):
         for dtype, softcap in ((torch.bfloat16, 0.0), (torch.bfloat16, 30.0), (torch.float32, 0.0)):
             types = dict.fromkeys(kernel.arg_names, "*fp32")
             types |= {"logits": f"*{TYPES[dtype]}", "tokens": "*i64", "vocab": "i32"}
-            types |= {"stride": "i32"}
+            types |= {"stride": "i32", "count": "i32", "low": "fp32", "high": "fp32"}
+            types = {name: kind for name, kind in types.items() if name in kernel.arg_names}
             options = dict(how)
-            constants = {"SOFTCAP": softcap, "BLOCK": options.pop("BLOCK")}
+            block = options.pop("BLOCK", launch.POLICY_BYTES // dtype.itemsize)
+            constants = {"SOFTCAP": softcap, "BLOCK": block}
             types = {name: kind for name, kind in types.items() if name not in constants}
             capped = " softcap" if softcap else ""
             name = f"head_loss {TYPES[dtype]}{capped}"
-            yield Build(name, kernel, types, frozenset(types), constants, options)
+            aligned = frozenset(types) - {"count", "low", "high"}
+            yield Build(name, kernel, types, aligned, constants, options)
 
 
 def builds() -> Iterator[Build]:

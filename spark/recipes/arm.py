@@ -23,12 +23,13 @@ from spark.recipes.policy import full_state, load_policy, with_lora
 from spark.recipes.session import Session
 from spark.seeds import derive_seed
 from spark.train.credit import credit
-from spark.train.loss import policy_loss
+from spark.train.loss import policy_logs, policy_loss
 from spark.train.pack import Row
 from spark.train.replay import Replay
 from spark.train.shares import own_rows
 from spark.train.team import Team
 from spark.train.trainer import TreeTrainer, training_arguments
+from spark_kernels import PolicyLoss
 
 MOST_STEPS = 1_000_000
 
@@ -78,6 +79,7 @@ class ArmRun:
             ),
             batches=self._batch,
             loss=self._loss,
+            logs=self._logs,
             temperature=recipe.rollout.temperature,
             callbacks=[_StepEnd(self)],
             on_step=self._note,
@@ -231,18 +233,13 @@ class ArmRun:
         with self.model.disable_adapter():
             return self._trainer.logprobs(row)
 
-    def _loss(
-        self, logprobs: Tensor, example: dict[str, Any], part: slice
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        reference = example["reference"]
-        loss, logs = policy_loss(
-            logprobs,
-            example["old"][part],
-            None if reference is None else reference[part],
-            example["row"].part(part),
-            self.recipe.train.loss,
-        )
-        return loss / example["total"], logs
+    def _loss(self, example: dict[str, Any]) -> PolicyLoss:
+        scores = (example["old"], example["reference"], example["row"])
+        return policy_loss(*scores, self.recipe.train.loss, example["total"])
+
+    def _logs(self, logprobs: Tensor, example: dict[str, Any]) -> dict[str, Tensor]:
+        scores = (example["old"], example["reference"], example["row"])
+        return policy_logs(logprobs, *scores, self.recipe.train.loss)
 
     def _note(self, step: int, loss: float, sums: dict[str, float]) -> None:
         """Add up what an optimiser step logged."""

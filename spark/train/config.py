@@ -15,6 +15,8 @@ class LossConfig:
     """A ratio above 1 + clip_high earns nothing more."""
     kl: float = 0.01
     """Weight of the KL divergence to the reference; 0 = no reference is kept."""
+    entropy: float = 0.0
+    """Weight of a bonus for entropy, nats a token; 0 = none."""
     importance_cap: float = 2.0
     """Bound of the correction trainer probability / engine probability."""
 

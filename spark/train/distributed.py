@@ -31,7 +31,16 @@ from spark.train.attention import use_tree_attention
 from spark.train.pack import Row
 from spark.train.policy import token_logprobs, token_loss
 from spark.train.team import join
-from spark.train.trainer import Batches, Loss, OnStep, base_model, check_finite, repeatable
+from spark.train.trainer import (
+    Batches,
+    Logs,
+    Objective,
+    OnStep,
+    add_logs,
+    base_model,
+    check_finite,
+    repeatable,
+)
 
 
 class ShardedTrainer:
@@ -46,7 +55,8 @@ class ShardedTrainer:
         args: TrainingArguments,
         *,
         batches: Batches,
-        loss: Loss,
+        loss: Objective,
+        logs: Logs = lambda logprobs, example: {},
         temperature: float = 1.0,
         callbacks: Sequence[TrainerCallback] = (),
         on_step: OnStep = lambda step, loss, sums: None,
@@ -64,7 +74,8 @@ class ShardedTrainer:
             trained, lr=args.learning_rate, weight_decay=args.weight_decay
         )
         self.state, self.control = TrainerState(), TrainerControl()
-        self._batches, self._loss, self._temperature = batches, loss, temperature
+        self._batches, self._temperature = batches, temperature
+        self._loss, self._logs = loss, logs
         self._callbacks, self._on_step = callbacks, on_step
 
     def train(self, resume_from_checkpoint: str | None = None) -> None:
@@ -88,23 +99,14 @@ class ShardedTrainer:
         """Add the gradients of all processes' examples; return the sums of their loss and logs."""
         total, sums = 0.0, dict[str, float]()
         for number, example in enumerate(examples, start=1):
-
-            def share(
-                logprob: Tensor,
-                entropy: Tensor,
-                part: slice,
-                example: dict[str, Any] = example,
-            ) -> Tensor:
-                value, logs = self._loss(logprob, example, part)
-                for name, more in logs.items():
-                    sums[name] = sums.get(name, 0.0) + float(more)
-                return value
-
             self._network.set_requires_gradient_sync(number == len(examples))
             with repeatable():
                 with self._precision():
-                    loss = self._network.token_loss(example["row"], share, self._temperature)
+                    loss, logprob, _ = self._network.token_loss(
+                        example["row"], self._loss(example), self._temperature
+                    )
                 check_finite(loss, self.state.global_step, self.args)
+                add_logs(sums, self._logs(logprob, example))
                 total += float(loss.detach())
                 # FSDP averages over the processes
                 (loss * self.team.size).backward()

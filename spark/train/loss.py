@@ -7,44 +7,66 @@ from torch import Tensor
 
 from spark.train.config import LossConfig
 from spark.train.pack import Row
+from spark_kernels import PolicyLoss
 
 
 def policy_loss(
-    logprobs: Tensor, old: Tensor, reference: Tensor | None, row: Row, config: LossConfig
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the summed loss of a row, and what to log (sums over its N trained tokens).
-
-    It is a sum over tokens, so the loss of a row is that of its parts (`Row.part`) added up.
+    old: Tensor, reference: Tensor | None, row: Row, config: LossConfig, total: float = 1.0
+) -> PolicyLoss:
+    """Return the loss of a row, a sum over its N trained tokens.
 
     Args:
-        logprobs: [N], of the policy being trained.
-        old: [N], of the same network when the trees were sampled.
+        old: [N], log-probabilities of the same network when the trees were sampled.
         reference: [N], of the frozen reference; None = no KL term.
         row: the packed row.
         config: constants.
-
-    The caller divides by the sum of the weights of everything in the step.
+        total: the sum of the weights of everything in the step, by which the loss is divided.
     """
-    row = row.to(logprobs.device)
-    ratio = (logprobs - old).exp()
-    clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
+    row = row.to(old.device)
     correction = (old - row.behaviour).exp().clamp(max=config.importance_cap)
     term = row.term_target
-    gain = torch.minimum(ratio[term] * row.advantage, clipped[term] * row.advantage)
-    loss = -(row.weight * correction[term] * gain).sum()
+    weight = row.weight.to(old) / total
+    earned = weight * correction[term] * row.advantage
+    nothing = torch.zeros_like(old)
+
+    def per_token(values: Tensor) -> Tensor:
+        return nothing.index_add(0, term, values)
+
+    weights = per_token(weight)
+    return PolicyLoss(
+        old=old,
+        gain=per_token(earned.clamp(min=0)),
+        cost=per_token(earned.clamp(max=0)),
+        reference=reference,
+        kl=None if reference is None else config.kl * weights,
+        bonus=config.entropy * weights if config.entropy else None,
+        clip_low=config.clip_low,
+        clip_high=config.clip_high,
+    )
+
+
+def policy_logs(
+    logprobs: Tensor, old: Tensor, reference: Tensor | None, row: Row, config: LossConfig
+) -> dict[str, Tensor]:
+    """Return what to log of a row, sums over its N trained tokens.
+
+    Args:
+        logprobs: [N], of the policy being trained, without a graph.
+        old, reference, row, config: as above.
+    """
+    ratio = (logprobs - old).exp()
+    clipped = (ratio < 1 - config.clip_low) | (ratio > 1 + config.clip_high)
     logs = {
         "tokens": torch.tensor(float(len(logprobs))),
-        "clipped": (ratio != clipped).sum(),
-        "mismatch": (old - row.behaviour).abs().sum(),
+        "clipped": clipped.sum(),
+        "mismatch": (old - row.behaviour.to(old)).abs().sum(),
     }
     if reference is not None:
-        kl = low_variance_kl(logprobs, reference)
-        loss = loss + config.kl * (row.weight * kl[term]).sum()
-        logs["kl"] = kl.sum()
-    return loss, {name: value.detach() for name, value in logs.items()}
+        logs["kl"] = low_variance_kl(logprobs, reference).sum()
+    return logs
 
 
 def low_variance_kl(logprobs: Tensor, reference: Tensor) -> Tensor:
-    """Return the estimate exp(d) - d - 1 with d = reference - logprobs: unbiased and >= 0."""
+    """Return the estimate exp(d) - d - 1 with d = reference - logprob: unbiased and >= 0."""
     difference = reference - logprobs
     return difference.exp() - difference - 1

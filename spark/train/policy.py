@@ -21,17 +21,17 @@ def token_logprobs(model: PreTrainedModel, row: Row, temperature: float = 1.0) -
         return _scores(model, row, None, temperature).logprob
 
 
-def token_loss(model: PreTrainedModel, row: Row, loss: Loss, temperature: float = 1.0) -> Tensor:
-    """Return the sum of `loss` over the trained tokens of `row`, differentiable.
+def token_loss(model: PreTrainedModel, row: Row, loss: Loss, temperature: float = 1.0) -> HeadLoss:
+    """Return the sum of `loss` over the trained tokens of `row`, differentiable, and their scores.
 
     Args:
         model: as above.
         row: the packed row, on the CPU.
         loss: takes log-probabilities and entropies [C], of the constrained draw, and which of the
-            N tokens they are; returns their share.
+            N tokens they are; returns their share. `policy_loss` makes one.
         temperature: of the draw.
     """
-    return _scores(model, row, loss, temperature).loss
+    return _scores(model, row, loss, temperature)
 
 
 def _scores(model: PreTrainedModel, row: Row, loss: Loss | None, temperature: float) -> HeadLoss:

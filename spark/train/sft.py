@@ -15,6 +15,7 @@ from spark.train.credit import Term
 from spark.train.muon import MuonAdamW
 from spark.train.pack import Row, pack
 from spark.train.trainer import TreeTrainer, training_arguments
+from spark_kernels.head_loss import Loss
 
 Demonstration = tuple[Tree, list[list[Term]]]
 """An episode and, for every node, what its tokens weigh in the loss; [] = not trained."""
@@ -41,14 +42,15 @@ def fit(
     """
     rows = _endless(demonstrations, config.batch_tokens, seed)
 
-    def likelihood(
-        logprobs: Tensor, example: dict[str, Any], part: slice
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return a share of the weighted mean of the negative log-likelihood."""
+    def likelihood(example: dict[str, Any]) -> Loss:
+        """Return the weighted mean of the negative log-likelihood."""
         whole: Row = example["row"]
-        row = whole.part(part).to(logprobs.device)
-        loss = -(row.weight * logprobs[row.term_target]).sum() / float(whole.weight.sum())
-        return loss, {}
+
+        def share(logprobs: Tensor, entropy: Tensor, part: slice) -> Tensor:
+            row = whole.part(part).to(logprobs.device)
+            return -(row.weight * logprobs[row.term_target]).sum() / float(whole.weight.sum())
+
+        return share
 
     trainer = TreeTrainer(
         model,

@@ -21,12 +21,14 @@ from transformers import (
 from spark.train.attention import use_tree_attention
 from spark.train.pack import Row
 from spark.train.policy import token_logprobs, token_loss
+from spark_kernels.head_loss import Loss
 
 Batches = Callable[[int], Sequence[dict[str, Any]]]
 """Optimiser step -> its examples; each has "row" and whatever else the loss looks at."""
-Loss = Callable[[Tensor, dict[str, Any], slice], tuple[Tensor, dict[str, Tensor]]]
-"""(log-probabilities [C], example, which of its trained tokens they are) -> (their share of the
-step's loss, sums to log)."""
+Objective = Callable[[dict[str, Any]], Loss]
+"""Example -> what its trained tokens add to the step's loss."""
+Logs = Callable[[Tensor, dict[str, Any]], dict[str, Tensor]]
+"""(log-probabilities [N] of its trained tokens, example) -> sums to log."""
 
 OnStep = Callable[[int, float, dict[str, float]], None]
 """Called before every optimiser step with its number, loss and summed logs."""
@@ -45,7 +47,8 @@ class TreeTrainer(Trainer):
         args: TrainingArguments,
         *,
         batches: Batches,
-        loss: Loss,
+        loss: Objective,
+        logs: Logs = lambda logprobs, example: {},
         temperature: float = 1.0,
         optimizer: torch.optim.Optimizer | None = None,
         callbacks: list[TrainerCallback] | None = None,
@@ -54,7 +57,7 @@ class TreeTrainer(Trainer):
         """`temperature`: the one the tokens were drawn at."""
         use_tree_attention(base_model(model))
         self._batches = batches
-        self._loss = loss
+        self._loss, self._logs = loss, logs
         self._temperature = temperature
         self._on_step = on_step
         self._sums: dict[str, float] = {}
@@ -89,20 +92,12 @@ class TreeTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Tensor:
         """Return the loss of one row. Raises TrainingError when it is not finite."""
-        sums: dict[str, Tensor] = {}
-
-        def share(logprob: Tensor, entropy: Tensor, part: slice) -> Tensor:
-            value, logs = self._loss(logprob, inputs, part)
-            for name, more in logs.items():
-                sums[name] = sums.get(name, 0.0) + more
-            return value
-
         assert self.model is not None
-        loss = token_loss(base_model(self.model), inputs["row"], share, self._temperature)
-        check_finite(loss, self.state.global_step, self.args)
-        for name, value in sums.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.item()
-        return loss
+        network = base_model(self.model)
+        found = token_loss(network, inputs["row"], self._loss(inputs), self._temperature)
+        check_finite(found.loss, self.state.global_step, self.args)
+        add_logs(self._sums, self._logs(found.logprob, inputs))
+        return found.loss
 
     def place(self, frozen: PreTrainedModel) -> PreTrainedModel:
         """Return `frozen`, ready for `logprobs`."""
@@ -124,6 +119,12 @@ class TreeTrainer(Trainer):
         assert network is not None
         with self.compute_loss_context_manager():
             return token_logprobs(base_model(network), row, self._temperature)
+
+
+def add_logs(sums: dict[str, float], logs: dict[str, Tensor]) -> None:
+    """Add `logs` to `sums`."""
+    for name, value in logs.items():
+        sums[name] = sums.get(name, 0.0) + value.item()
 
 
 def check_finite(loss: Tensor, step: int, args: TrainingArguments) -> None:

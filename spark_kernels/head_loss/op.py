@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from spark_kernels.head_loss import shards
-from spark_kernels.head_loss.rows import Limits, Scaling, Statistics, gradient_, statistics
+from spark_kernels.head_loss.policy import PolicyLoss, differentiate, overwrite_
+from spark_kernels.head_loss.rows import Limits, Scaling, fused, gradient_, statistics
 
 CHUNK = 4096
 """Rows whose logits exist at the same time."""
@@ -56,8 +57,9 @@ def head_loss(
         weight: [V, H] of the LM head; with `group` this process's equal share of the vocabulary.
         rows: int64 [N], index into `hidden` of the state that predicts each token; may repeat.
         tokens: int64 [N], in the whole vocabulary.
-        loss: called once a chunk, in order; it may differentiate through both arguments. None =
-            scores only, and `loss` is 0.
+        loss: called once a chunk, in order; it may differentiate through both arguments. A
+            `PolicyLoss` is evaluated by the kernel that makes the gradient, where there is one.
+            None = scores only, and `loss` is 0.
         temperature: > 0, one or float32 [N]; divides the logits.
         softcap: logits become softcap * tanh(logits / softcap) first; 0 = off.
         allowed: (row, token), int64 [K] by ascending row: rows that are named are normalised over
@@ -115,6 +117,10 @@ class _Work:
         for first in range(0, len(self.rows), self.chunk):
             yield slice(first, min(first + self.chunk, len(self.rows)))
 
+    def one_launch(self, logits: Tensor, overwrite: bool) -> bool:
+        """Return whether a policy loss of `logits` and its gradient can be one kernel."""
+        return overwrite and self.group is None and fused(logits.device)
+
     def limits(self, part: slice, first: int, vocab: int) -> Limits | None:
         """Return the limited rows of a chunk over the vocabulary [first, first + vocab)."""
         if self.allowed is None:
@@ -148,19 +154,15 @@ class _HeadLoss(torch.autograd.Function):
             limits = work.limits(part, first, len(head))
             inputs = states[index]
             logits = inputs @ head.T
-            stats = statistics(logits, tokens, scaling)
-            if limits is not None:
-                stats = limits.statistics(logits, tokens, scaling, stats)
-            stats = shards.merge(stats, work.group)
-            scores[0, part], scores[1, part] = stats.logprob, stats.entropy
-            if work.loss is None:
-                continue
-            value, derivatives = _differentiate(work.loss, stats, part)
+            where = (logits, tokens, scaling, limits)
+            if isinstance(work.loss, PolicyLoss) and work.one_launch(logits, any(wanted)):
+                value, *found = overwrite_(*where, work.loss, part)
+            else:
+                value, *found = _in_steps(*where, work, part, any(wanted))
+            scores[0, part], scores[1, part] = found
             total += value
             if not any(wanted):
                 continue
-            differentiate = gradient_ if limits is None else limits.gradient_
-            differentiate(logits, tokens, scaling, stats, *derivatives)
             if by_hidden is not None:
                 by_hidden.index_add_(0, index, (logits @ head).to(work.wide))
             if by_weight is not None:
@@ -184,16 +186,28 @@ class _HeadLoss(torch.autograd.Function):
         return (*gradients, None)
 
 
-def _differentiate(loss: Loss, stats: Statistics, part: slice) -> tuple[Tensor, list[Tensor]]:
-    """Return the loss of a chunk and its derivatives by log-probability and entropy."""
-    with torch.enable_grad():
-        inputs = [x.detach().requires_grad_() for x in (stats.logprob, stats.entropy)]
-        value = loss(inputs[0], inputs[1], part)
-        if not value.requires_grad:
-            return value, [torch.zeros_like(x) for x in inputs]
-        found = torch.autograd.grad(value, inputs, allow_unused=True)
-    pairs = zip(found, inputs, strict=True)
-    return value.detach(), [torch.zeros_like(x) if g is None else g for g, x in pairs]
+def _in_steps(
+    logits: Tensor,
+    tokens: Tensor,
+    scaling: Scaling,
+    limits: Limits | None,
+    work: _Work,
+    part: slice,
+    overwrite: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (loss, logprob [C], entropy [C]) of a chunk; `overwrite` logits by their gradient."""
+    stats = statistics(logits, tokens, scaling)
+    if limits is not None:
+        stats = limits.statistics(logits, tokens, scaling, stats)
+    stats = shards.merge(stats, work.group)
+    loss = work.loss
+    if loss is None:
+        return stats.total.new_zeros(()), stats.logprob, stats.entropy
+    value, derivatives = differentiate(lambda logprob, entropy: loss(logprob, entropy, part), stats)
+    if overwrite:
+        change = gradient_ if limits is None else limits.gradient_
+        change(logits, tokens, scaling, stats, *derivatives)
+    return value, stats.logprob, stats.entropy
 
 
 def _add_product(target: Tensor, logits: Tensor, inputs: Tensor) -> None:

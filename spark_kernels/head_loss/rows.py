@@ -154,15 +154,32 @@ class Limits:
         by_entropy: Tensor,
     ) -> None:
         """As the function `gradient_`; tokens that are not allowed get 0."""
+        few = self.gradient(logits, tokens, scaling, stats, by_logprob, by_entropy)
+        free = ~self.limited
+        gradient_(logits, tokens, scaling, stats, by_logprob * free, by_entropy * free)
+        self.put_(logits, few)
+
+    def gradient(
+        self,
+        logits: Tensor,
+        tokens: Tensor,
+        scaling: Scaling,
+        stats: Statistics,
+        by_logprob: Tensor,
+        by_entropy: Tensor,
+    ) -> Tensor:
+        """Return the gradient [K] of the allowed tokens' logits."""
         few = logits[self.row, self.token][:, None]
         pick = (tokens[self.row] == self.token).long() - 1
         every = (stats.peak, stats.total, stats.moment, stats.chosen)
         columns = Statistics(*(x[self.row] for x in every))
         one_each = Scaling(self._inverse(scaling), scaling.softcap)
         gradient_(few, pick, one_each, columns, by_logprob[self.row], by_entropy[self.row])
-        free = ~self.limited
-        gradient_(logits, tokens, scaling, stats, by_logprob * free, by_entropy * free)
-        logits[self.row, self.token] = few[:, 0]
+        return few[:, 0]
+
+    def put_(self, logits: Tensor, values: Tensor) -> None:
+        """Write `values` [K] over the allowed tokens' logits."""
+        logits[self.row, self.token] = values
 
     def _inverse(self, scaling: Scaling) -> Tensor:
         return scaling.inverse[self.row]

@@ -9,19 +9,23 @@ import torch
 from torch import Tensor
 
 from spark_kernels.head_loss.op import head_loss
+from spark_kernels.head_loss.policy import PolicyLoss
 from spark_kernels.head_loss.reference import head_loss_reference
 from spark_kernels.spec import Argument, OpSpec, Sizes
 
 
-def objective(advantage: Tensor, old: Tensor) -> Any:
-    """Return a smooth loss like that of training: ratio, KL term, a bonus for entropy."""
-
-    def loss(logprob: Tensor, entropy: Tensor, part: slice) -> Tensor:
-        change = logprob - old[part].to(logprob)
-        kl = (-change).exp() + change - 1
-        return (0.1 * kl - change.exp() * advantage[part].to(logprob) - 0.01 * entropy).sum()
-
-    return loss
+def objective(advantage: Tensor, old: Tensor) -> PolicyLoss:
+    """Return a loss like that of training, without its kinks: ratio, KL, a bonus for entropy."""
+    return PolicyLoss(
+        old=old,
+        gain=advantage.clamp(min=0),
+        cost=advantage.clamp(max=0),
+        reference=old,
+        kl=torch.full_like(old, 0.1),
+        bonus=torch.full_like(old, 0.01),
+        clip_low=1.0,
+        clip_high=math.inf,
+    )
 
 
 def init(sizes: Sizes, dtype: torch.dtype, generator: torch.Generator) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from spark_kernels import head_loss, spec
 from spark_kernels.head_loss import rows as row_maths
+from spark_kernels.head_loss.policy import PolicyLoss, differentiate, overwrite_
 from spark_kernels.head_loss.reference import head_loss_reference
-from spark_kernels.head_loss.rows import Scaling
+from spark_kernels.head_loss.rows import Limits, Scaling
 from spark_kernels.head_loss.spec import definition, init
 
 pytestmark = pytest.mark.usefixtures("poison")
@@ -142,6 +143,55 @@ def test_triton_kernels_against_torch(dtype, vocab: int, softcap: float) -> None
     launch_gradient(logits, tokens, scaling.inverse, softcap, *columns)
     tolerance = 1e-5 if dtype == torch.float32 else 2e-3
     torch.testing.assert_close(logits.cpu(), expected, rtol=tolerance, atol=tolerance)
+    assert padded[:, vocab:].isnan().all()
+
+
+@pytest.mark.parametrize("limited", [False, True])
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
+@pytest.mark.parametrize("vocab", [3, 4096, 9001])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_one_launch_equals_the_steps(dtype, vocab: int, softcap: float, limited: bool) -> None:
+    """Loss, scores and gradient of the policy kernel against torch's steps."""
+    pytest.importorskip("triton")
+    count = 6
+    padded = torch.full((count, vocab + 7), torch.nan, dtype=dtype, device=DEVICE)
+    logits = padded[:, :vocab]
+    logits.copy_(3 * torch.randn(count, vocab))
+    logits[1, : vocab // 2] = -torch.inf
+    tokens = torch.tensor([0, vocab - 1, vocab // 2, 2, 1, 0], device=DEVICE)
+    scaling = Scaling(torch.rand(count, device=DEVICE) + 0.5, softcap)
+    limits = None
+    if limited:
+        row, token = torch.tensor([0, 0, 4]), torch.tensor([0, 2, 1])
+        chosen = torch.tensor([True, False, False, False, True, False])
+        limits = Limits(row.to(DEVICE), token.to(DEVICE), chosen.to(DEVICE))
+    found = row_maths.statistics(logits, tokens, scaling)
+    whole = found if limits is None else limits.statistics(logits, tokens, scaling, found)
+    # ratios on either side of the bounds, and terms of either sign
+    shift = torch.tensor([0.0, 0.5, -0.5, 0.5, -0.5, 0.1], device=DEVICE)
+    weights = torch.rand(4, count + 2, device=DEVICE)
+    loss = PolicyLoss(
+        old=torch.cat([torch.zeros(2, device=DEVICE), whole.logprob - shift]),
+        gain=weights[0],
+        cost=-weights[1],
+        reference=torch.cat([torch.ones(2, device=DEVICE), whole.logprob - 0.3]),
+        kl=weights[2],
+        bonus=weights[3],
+        clip_low=0.2,
+        clip_high=0.25,
+    )
+    part = slice(2, 2 + count)
+    want_value, derivatives = differentiate(lambda *scores: loss(*scores, part), whole)
+    expected = logits.clone()
+    change = row_maths.gradient_ if limits is None else limits.gradient_
+    change(expected, tokens, scaling, whole, *derivatives)
+    value, logprob, entropy = overwrite_(logits, tokens, scaling, limits, loss, part)
+    near = {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(value, want_value, **near)
+    torch.testing.assert_close(logprob, whole.logprob, **near)
+    torch.testing.assert_close(entropy, whole.entropy, **near)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-3
+    torch.testing.assert_close(logits, expected, rtol=tolerance, atol=tolerance)
     assert padded[:, vocab:].isnan().all()
 
 

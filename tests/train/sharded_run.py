@@ -18,6 +18,7 @@ from spark.train.pack import Row
 from spark.train.shares import own_rows
 from spark.train.team import join
 from spark.train.trainer import training_arguments
+from spark_kernels.head_loss import Loss
 
 TEAM = join()
 
@@ -30,12 +31,17 @@ def examples(step: int) -> list[dict[str, Any]]:
     return [{"row": row, "total": total} for row in rows]
 
 
-def loss(
-    logprobs: Tensor, example: dict[str, Any], part: slice
-) -> tuple[Tensor, dict[str, Tensor]]:
-    row: Row = example["row"].part(part)
-    value = -(row.weight * (row.advantage + 1) * logprobs[row.term_target]).sum()
-    return value / example["total"], {"tokens": torch.tensor(len(logprobs))}
+def loss(example: dict[str, Any]) -> Loss:
+    def share(logprobs: Tensor, entropy: Tensor, part: slice) -> Tensor:
+        row: Row = example["row"].part(part)
+        value = -(row.weight * (row.advantage + 1) * logprobs[row.term_target]).sum()
+        return value / example["total"]
+
+    return share
+
+
+def logs(logprobs: Tensor, example: dict[str, Any]) -> dict[str, Tensor]:
+    return {"tokens": torch.tensor(len(logprobs))}
 
 
 def tell(step: int, value: float, sums: dict[str, float]) -> None:
@@ -58,6 +64,7 @@ def main() -> None:
         training_arguments(args.folder, steps=args.steps, lr=1e-2, seed=0),
         batches=examples,
         loss=loss,
+        logs=logs,
         on_step=tell,
     )
     trainer.train(str(args.load) if args.load else None)

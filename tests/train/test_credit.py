@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_trees import random_tree, tiny_model
 
@@ -12,8 +12,8 @@ from spark.core import Node, Tree
 from spark.train.attention import use_tree_attention
 from spark.train.config import LossConfig
 from spark.train.credit import CreditConfig, credit, leaf_returns
-from spark.train.loss import low_variance_kl, policy_loss
-from spark.train.pack import pack
+from spark.train.loss import low_variance_kl, policy_logs, policy_loss
+from spark.train.pack import Row, pack
 from spark.train.policy import token_logprobs, token_loss
 
 
@@ -29,11 +29,8 @@ def gradients(once_per_leaf: bool, normalise: str, drift: float) -> list[torch.T
     old = logprobs + drift * torch.randn(len(logprobs), generator=generator)
     reference = logprobs + 0.1
 
-    def share(logprobs: torch.Tensor, entropy: torch.Tensor, part: slice) -> torch.Tensor:
-        inputs = (logprobs, old[part], reference[part], row.part(part), LossConfig())
-        return policy_loss(*inputs)[0] / row.weight.sum()
-
-    token_loss(model, row, share).backward()
+    objective = policy_loss(old, reference, row, LossConfig(), float(row.weight.sum()))
+    token_loss(model, row, objective).loss.backward()
     return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 
@@ -106,7 +103,8 @@ def test_clipping_stops_the_gradient_on_the_earning_side_only() -> None:
     row.behaviour.zero_()
     # targets: two shared tokens (advantage 0), the good leaf's, the bad leaf's
     up = torch.tensor([0.0, 0.0, 0.5, 0.5], requires_grad=True)
-    policy_loss(up, torch.zeros(4), None, row, LossConfig())[0].backward()
+    objective = policy_loss(torch.zeros(4), None, row, LossConfig())
+    objective(up, torch.zeros(4), slice(0, 4)).backward()
     assert up.grad is not None
     assert up.grad[2] == 0 and up.grad[3] == pytest.approx(float(torch.tensor(0.5).exp()))
 
@@ -116,7 +114,8 @@ def test_importance_correction_is_truncated() -> None:
     (row,) = pack([tree], [credit(tree, CreditConfig(normalise="token"))], 100)
     row.behaviour = torch.tensor([0.0, 0.0, -0.3, -5.0])
     zeros = torch.zeros(4, requires_grad=True)
-    policy_loss(zeros, torch.zeros(4), None, row, LossConfig(importance_cap=2.0))[0].backward()
+    objective = policy_loss(torch.zeros(4), None, row, LossConfig(importance_cap=2.0))
+    objective(zeros, torch.zeros(4), slice(0, 4)).backward()
     assert zeros.grad is not None
     assert zeros.grad[2:].tolist() == pytest.approx([-float(torch.tensor(0.3).exp()), 2.0])
 
@@ -124,3 +123,49 @@ def test_importance_correction_is_truncated() -> None:
 @given(st.lists(st.floats(-10, 0), min_size=2, max_size=2))
 def test_kl_estimate_is_never_negative(pair: list[float]) -> None:
     assert low_variance_kl(torch.tensor(pair[0]), torch.tensor(pair[1])) >= -1e-6
+
+
+def textbook(
+    logprobs: torch.Tensor,
+    old: torch.Tensor,
+    reference: torch.Tensor,
+    row: Row,
+    config: LossConfig,
+) -> torch.Tensor:
+    """Every term by itself: importance correction * min(r A, clip(r) A), and the KL term."""
+    loss = torch.zeros((), dtype=logprobs.dtype)
+    for target, advantage, weight in zip(row.term_target, row.advantage, row.weight, strict=True):
+        ratio = (logprobs[target] - old[target]).exp()
+        clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
+        correction = (old[target] - row.behaviour[target]).exp().clamp(max=config.importance_cap)
+        loss -= weight * correction * torch.minimum(ratio * advantage, clipped * advantage)
+        loss += weight * config.kl * low_variance_kl(logprobs[target], reference[target])
+    return loss
+
+
+@given(st.integers(0, 10_000), st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_loss_equals_the_textbook(seed: int, once_per_leaf: bool) -> None:
+    """Value and derivative, several terms of either sign on one token included."""
+    trees = [random_tree(seed, 8)]
+    (row,) = pack(trees, [credit(trees[0], CreditConfig(once_per_leaf=once_per_leaf))], 10_000)
+    generator = torch.Generator().manual_seed(seed)
+    old, change, reference = torch.randn(3, len(row.targets), generator=generator).double() * 0.4
+    logprobs = (old + change).requires_grad_()
+    config = LossConfig(kl=0.3)
+    want = textbook(logprobs, old, reference, row, config)
+    got = policy_loss(old, reference, row, config)(logprobs, old, slice(0, len(old)))
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+    ours, theirs = (torch.autograd.grad(each, logprobs)[0] for each in (got, want))
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_what_is_logged_of_a_row() -> None:
+    tree = two_leaf_tree((1.0, 0.0))
+    (row,) = pack([tree], [credit(tree, CreditConfig())], 100)
+    row.behaviour = torch.tensor([0.0, 0.5, 0.0, 0.0])
+    logprobs, old = torch.tensor([0.0, 0.1, 0.5, -0.5]), torch.zeros(4)
+    logs = policy_logs(logprobs, old, logprobs + 1, row, LossConfig())
+    assert (logs["tokens"], logs["clipped"], logs["mismatch"]) == (4, 2, 0.5)
+    assert logs["kl"] == pytest.approx(4 * (torch.e - 2))
+    assert "kl" not in policy_logs(logprobs, old, None, row, LossConfig())

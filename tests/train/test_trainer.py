@@ -22,7 +22,7 @@ from spark.train.pack import Row, pack
 from spark.train.policy import token_logprobs, token_loss
 from spark.train.sft import fit
 from spark.train.trainer import TrainingError, TreeTrainer, training_arguments
-from spark_kernels.head_loss import HeadLoss, head_loss
+from spark_kernels.head_loss import HeadLoss, Loss, head_loss
 from spark_kernels.head_loss.reference import head_loss_reference
 
 
@@ -87,7 +87,7 @@ def test_a_loss_that_is_not_finite_stops_training(tmp_path: Path) -> None:
         tiny_model(),
         training_arguments(tmp_path, steps=3, lr=1e-3, seed=0),
         batches=lambda step: [{"row": row}],
-        loss=lambda logprobs, example, part: (logprobs.sum() * float("nan"), {}),
+        loss=lambda example: lambda logprobs, entropy, part: logprobs.sum() * float("nan"),
     )
     with pytest.raises(TrainingError, match="loss is nan at step 0"):
         trainer.train()
@@ -102,10 +102,10 @@ def test_rows_of_a_step_accumulate(tmp_path: Path) -> None:
         rows = pack(trees, [credit(tree, CreditConfig()) for tree in trees], max_tokens)
         total = sum(float(row.weight.sum()) for row in rows)
 
-        def loss(
-            logprobs: torch.Tensor, example: dict[str, Any], part: slice
-        ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-            return -(example["row"].part(part).weight * logprobs).sum() / total, {}
+        def loss(example: dict[str, Any]) -> Loss:
+            return lambda logprobs, entropy, part: (
+                -(example["row"].part(part).weight * logprobs).sum() / total
+            )
 
         trainer = TreeTrainer(
             model,
@@ -170,7 +170,7 @@ def pack_all(count: int) -> list[Row]:
 def test_loss_in_chunks_equals_the_loss_of_all_logits(
     family: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Loss, logs and every gradient against torch's own, constrained draws included."""
+    """Loss, scores and every gradient against torch's own, constrained draws included."""
     model = tiny_model(family=family)
     use_tree_attention(model)
     (row,) = pack_all(4)
@@ -178,25 +178,16 @@ def test_loss_in_chunks_equals_the_loss_of_all_logits(
     logprobs = token_logprobs(model, row, 0.8)
     old = logprobs + 0.3 * torch.randn(len(logprobs))
     reference = logprobs + 0.1 * torch.randn(len(logprobs))
-    logs: dict[str, torch.Tensor] = {}
-
-    def share(logprobs: torch.Tensor, entropy: torch.Tensor, part: slice) -> torch.Tensor:
-        inputs = (logprobs, old[part], reference[part], row.part(part), LossConfig())
-        loss, more = policy_loss(*inputs)
-        logs.update({name: logs.get(name, 0.0) + value for name, value in more.items()})
-        return loss
-
+    objective = policy_loss(old, reference, row, LossConfig(entropy=0.01))
     monkeypatch.setattr(policy, "head_loss", partial(head_loss, chunk=chunk))
-    loss = token_loss(model, row, share, 0.8)
-    loss.backward()
+    loss = token_loss(model, row, objective, 0.8)
+    loss.loss.backward()
     got = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     monkeypatch.setattr(policy, "head_loss", plain)
-    wanted_logs, logs = logs, {}
-    want = token_loss(model, row, share, 0.8)
-    want.backward()
+    want = token_loss(model, row, objective, 0.8)
+    want.loss.backward()
     torch.testing.assert_close(loss, want, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(wanted_logs, logs, rtol=1e-5, atol=1e-5)
     for name, parameter in model.named_parameters():
         if name in got:
             torch.testing.assert_close(got[name], parameter.grad, rtol=1e-5, atol=1e-5)
