@@ -9,9 +9,6 @@ from spark.engines.text import Matcher
 from spark.serve.backend import Delta
 from spark.serve.nodes import ServedNode
 
-LAG = 2
-"""Tokens that a leaf is taken to be behind those that ran when it was born."""
-
 
 def leaf_id(run: str, index: int) -> str:
     """Return the engine's id of leaf `index` of the request named `run`."""
@@ -36,16 +33,9 @@ class Leaf:
     tags: Matcher | None
     place: int
     """Tokens of the path that the rule has seen."""
-    births: int
-    """Leaves on its way that began while others ran, itself included."""
     finish_reason: FinishReason | None = None
     forked_at: float = 0.0
     """When the fork was decided, on the monotonic clock; 0 for a root."""
-
-    @property
-    def time(self) -> int:
-        """When it got to its place, in tokens: on a clock that only the text moves."""
-        return self.place + LAG * self.births
 
     @property
     def depth(self) -> int:
@@ -55,11 +45,10 @@ class Leaf:
 
 @dataclass(slots=True, order=True)
 class Wish:
-    """A state that the rule may want to branch at; ordered by (time, lineage)."""
+    """A state that the rule may want to branch at; ordered by (place, lineage)."""
 
-    time: int
+    place: int
     lineage: tuple[int, ...]
-    place: int = field(compare=False)
     leaf: Leaf = field(compare=False)
     fork_at: int = field(compare=False)
     trigger: str = field(compare=False)

@@ -23,9 +23,9 @@ from spark.serve.plan import Plan
 class TreeRun:
     """Runs one request; iterate over `events` once, then look at `leaves`.
 
-    Which states branch depends on the plan alone: wishes are granted in the order of the clock of
-    their leaves, which counts tokens, each once no running leaf can still have an earlier one. The
-    parent does not wait: forking behind it is as cheap as at its tip.
+    Which states branch depends on the plan alone: wishes are granted in the order of their places,
+    each once no running leaf can still have an earlier one. The parent does not wait: forking
+    behind it is as cheap as at its tip.
     """
 
     def __init__(
@@ -92,11 +92,8 @@ class TreeRun:
         """Return a new leaf: a root, or a child of `fork` whose parent was split there."""
         if fork is None:
             tokens, place, above = list(plan.tokens), len(plan.tokens), plan.parent
-            # the first root alone does not wait
-            births = min(1, len(self.leaves))
         else:
             tokens, place = fork.leaf.tokens[: fork.fork_at], fork.place
-            births = fork.leaf.births + 1
             parent = fork.leaf.node.parent
             assert parent is not None
             above = parent
@@ -111,7 +108,6 @@ class TreeRun:
             inherited=len(tokens) - len(plan.tokens),
             tags=Matcher(self._watch.tags, self._text, recent) if self._watch.tags else None,
             place=place,
-            births=births,
         )
         self.leaves.append(leaf)
         self._running.append(leaf)
@@ -200,8 +196,7 @@ class TreeRun:
             return
         # behind a tag something else may follow; an unsure token itself is drawn again
         fork_at = leaf.place - 1 if trigger == "entropy" else leaf.place
-        wish = Wish(leaf.time, leaf.lineage, leaf.place, leaf, fork_at, trigger)
-        heappush(self._wishes, wish)
+        heappush(self._wishes, Wish(leaf.place, leaf.lineage, leaf, fork_at, trigger))
 
     def _trigger(self, leaf: Leaf, token: int, entropy: float) -> str | None:
         """Return the tag that `token` completes, "entropy" where it was unsure, else None."""
@@ -212,9 +207,7 @@ class TreeRun:
     def _settle(self) -> list[Leaf]:
         """Grant the wishes that nobody can come before any more; return the children."""
         children: list[Leaf] = []
-        while self._wishes and self._wishes[0].time <= min(
-            (leaf.time for leaf in self._running), default=self._wishes[0].time
-        ):
+        while self._wishes and all(leaf.place >= self._wishes[0].place for leaf in self._running):
             children += self._branch(heappop(self._wishes))
         return children
 
