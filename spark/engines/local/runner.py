@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from spark.engines.local.device import DecodeBatch, Pages, bucket, upload
 from spark.engines.local.model import ModelShape
+from spark.engines.local.packed import PackedWeights
 from spark.engines.local.step import ModelHead, ModelStep, faithful_trace
 from spark_kernels import BlockPool, Plan, kv_fork
 from spark_kernels.tree_attention import DevicePlan
@@ -49,13 +50,18 @@ class ModelRunner:
     With the hidden states, the logits behind any earlier token cost one row of the LM head.
     """
 
-    def __init__(self, model: PreTrainedModel, shape: ModelShape, pool: BlockPool) -> None:
+    def __init__(
+        self, model: PreTrainedModel, shape: ModelShape, pool: BlockPool, pack: bool
+    ) -> None:
+        """`pack`: compute with packed weights where that is faster."""
         self._dtype, self._device = model.dtype, model.device
         self._shape = shape
         self._pages = self._buffers(pool)
         paged = self._pages.hidden.view(pool.num_blocks + 1, 1, pool.block_size, -1)
         self._groups = _by_shape([*self._pages.caches, paged])
-        step, head = ModelStep(model, shape.output), ModelHead(model, shape.output)
+        self._weights = PackedWeights(model.modules() if pack else ())
+        parts = (model, shape.output, self._weights)
+        step, head = ModelStep(*parts), ModelHead(*parts)
         self._step: Callable[..., Tensor] = step
         self._head: Callable[..., Tensor] = head
         self._on_device = uses_device_plans(model.device)
@@ -64,14 +70,14 @@ class ModelRunner:
             examples = [partial(self._example, lengths) for lengths in ([3, 2], [1], [9])]
             self._step = faithful_trace(step, examples)
             alone = self._buffers(BlockPool(1, 2)).hidden
-            self._head = faithful_trace(head, [lambda: (self._long([1]), alone)])
+            self._head = faithful_trace(head, [lambda: (self._long([1]), alone, *self._packed())])
 
     @torch.inference_mode()
     def forward(self, step: Step) -> Tensor:
         """Compute the step's tokens; return the logits [len(rows), vocab_size]."""
         pages = self._pages
         if not step.tokens:
-            return self._head(self._long(step.rows), pages.hidden)
+            return self._head(self._long(step.rows), pages.hidden, *self._packed())
         size = max(len(step.seqs), len(step.rows))
         if self._on_device and len(step.tokens) == len(step.seqs) and size <= MOST_CAPTURED:
             batch = self._batch(bucket(size))
@@ -86,6 +92,7 @@ class ModelRunner:
             self._long(step.rows),
             pages.hidden,
             pages.caches,
+            *self._packed(),
         )
 
     @torch.inference_mode()
@@ -129,7 +136,13 @@ class ModelRunner:
             self._long(slots[1:]),
             pages.hidden,
             pages.caches,
+            *self._packed(),
         )
+
+    def _packed(self) -> tuple[list[Tensor], ...]:
+        """Return the packed weights as an argument, or no argument where there are none."""
+        packed = self._weights.tensors()
+        return (packed,) if packed else ()
 
     def _long(self, values: list[int]) -> Tensor:
         return upload(values, self._device)

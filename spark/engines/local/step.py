@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from spark.engines.local.attention import attention, model_configs
+from spark.engines.local.packed import PackedWeights
 from spark_kernels import tree_attention
 from spark_kernels.tree_attention import DevicePlan
 
@@ -22,11 +23,13 @@ logger = logging.getLogger(__name__)
 class ModelStep(torch.nn.Module):
     """Computes one flattened batch; the caches and the hidden states are updated in place."""
 
-    def __init__(self, model: PreTrainedModel, output: type[ModelOutput]) -> None:
+    def __init__(
+        self, model: PreTrainedModel, output: type[ModelOutput], weights: PackedWeights
+    ) -> None:
         """`output` is what the layers below the LM head return."""
         super().__init__()
         self.model: Any = model
-        self._output = output
+        self._output, self._weights = output, weights
         self._configs = model_configs(model)
 
     def forward(
@@ -38,6 +41,7 @@ class ModelStep(torch.nn.Module):
         rows: Tensor,
         hidden: Tensor,
         caches: list[Tensor],
+        packed: Sequence[Tensor] = (),
     ) -> Tensor:
         """Compute T tokens and return the logits [R, vocab_size] behind `rows`.
 
@@ -48,6 +52,7 @@ class ModelStep(torch.nn.Module):
             rows: int64 [R], slots of this step or of earlier ones.
             hidden: [num_slots, hidden_size].
             caches: the keys of every layer, then the values of every layer.
+            packed: `PackedWeights.tensors()`, or nothing to compute with the plain weights.
         """
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor, **how: Any) -> Tensor:
@@ -56,25 +61,28 @@ class ModelStep(torch.nn.Module):
 
         if self.model.training:
             self.model.eval()
-        with attention(self._configs, attend):
+        with attention(self._configs, attend), self._weights.used(packed):
             output = self.model.base_model(
                 input_ids=tokens[None], position_ids=positions[None], use_cache=False
             )
-        hidden.index_copy_(0, slots, output.last_hidden_state[0])
-        return logits_of(self.model, self._output, hidden.index_select(0, rows))
+            hidden.index_copy_(0, slots, output.last_hidden_state[0])
+            return logits_of(self.model, self._output, hidden.index_select(0, rows))
 
 
 class ModelHead(torch.nn.Module):
     """The logits behind tokens that were computed in earlier steps."""
 
-    def __init__(self, model: PreTrainedModel, output: type[ModelOutput]) -> None:
+    def __init__(
+        self, model: PreTrainedModel, output: type[ModelOutput], weights: PackedWeights
+    ) -> None:
         super().__init__()
         self.model: Any = model
-        self._output = output
+        self._output, self._weights = output, weights
 
-    def forward(self, rows: Tensor, hidden: Tensor) -> Tensor:
+    def forward(self, rows: Tensor, hidden: Tensor, packed: Sequence[Tensor] = ()) -> Tensor:
         """Return the logits [R, vocab_size] behind `rows`, slots of `hidden`."""
-        return logits_of(self.model, self._output, hidden.index_select(0, rows))
+        with self._weights.used(packed):
+            return logits_of(self.model, self._output, hidden.index_select(0, rows))
 
 
 def logits_of(model: Any, output: type[ModelOutput], hidden: Tensor) -> Tensor:
@@ -141,4 +149,6 @@ def _same(
 
 
 def _flat(inputs: tuple[Any, ...]) -> list[Tensor]:
-    return [t for part in inputs for t in (part if isinstance(part, list) else [part])]
+    """Return the tensors of `inputs`; packed weights, which nothing can look into, left out."""
+    parts = (part if isinstance(part, list) else [part] for part in inputs)
+    return [tensor for part in parts for tensor in part if not tensor.is_mkldnn]
