@@ -196,7 +196,7 @@ def children_of(
 
 
 def costs(folder: Path, quick: bool) -> list[Case]:
-    """Decode throughput with the plugin idle, and with every token scored, against plain vLLM."""
+    """Decode throughput with the plugin off, idle and scoring every token, against plain vLLM."""
     from spark.engines.vllm.branch import Branch
 
     cases = []
@@ -204,13 +204,20 @@ def costs(folder: Path, quick: bool) -> list[Case]:
     for size, new, rounds in (("1M", 32, 3),) if quick else (("1M", 128, 15), ("27M", 64, 7)):
         model = saved(folder, size)
         with (
-            plain_vllm(model) as plain,
-            engine(model, branching={"branching": "spark"}, block=128, length=512) as ours,
+            apart(model, None) as plain,
+            apart(model, {"branching": "none"}) as off,
+            engine(model, branching={"branching": "spark"}, block=128, length=512) as made,
         ):
-            assert plain(sequences, new) == decode(ours, sequences, new)
-            for what, branch, least in (("idle", None, 0.99), ("scoring", Branch(), 0.97)):
+            ours = partial(decode, made)
+            want = plain(sequences, new)
+            assert off(sequences, new) == want == ours(sequences, new)
+            for what, call, branch, least in (
+                ("off", off, None, 0.99),
+                ("idle", ours, None, 0.99),
+                ("scoring", ours, Branch(), 0.97),
+            ):
                 variants = {
-                    "ours": partial(decode, ours, sequences, new, branch, 1.0),
+                    "ours": partial(call, sequences, new, branch, 1.0),
                     "vllm": partial(plain, sequences, new, None, 1.0),
                 }
                 times = interleave(variants, rounds=rounds, warmup=1)
@@ -233,11 +240,14 @@ def costs(folder: Path, quick: bool) -> list[Case]:
 
 
 @contextmanager
-def plain_vllm(model: Path) -> Iterator[Any]:
-    """Yield `decode` on vLLM without the plugin's hooks, which are a whole process's."""
+def apart(model: Path, branching: dict[str, str] | None) -> Iterator[Any]:
+    """Yield `decode` on vLLM in a process of its own, as hooks are a whole process's.
+
+    `branching`: the plugin's options; None = vLLM does not even load it.
+    """
     context = get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=answer_calls, args=(model, there))
+    process = context.Process(target=answer_calls, args=(model, branching, there))
     process.start()
 
     def call(*arguments: Any) -> list[list[int]]:
@@ -252,9 +262,11 @@ def plain_vllm(model: Path) -> Iterator[Any]:
         process.join()
 
 
-def answer_calls(model: Path, calls: Connection) -> None:
+def answer_calls(model: Path, branching: dict[str, str] | None, calls: Connection) -> None:
     """Decode as often as asked; None ends it."""
-    with engine(model, branching={}, block=128, length=512) as made:
+    if branching is None:
+        os.environ["VLLM_PLUGINS"] = ""
+    with engine(model, branching=branching or {}, block=128, length=512) as made:
         for arguments in iter(calls.recv, None):
             calls.send(decode(made, *arguments))
 
