@@ -13,7 +13,6 @@ from benchmarks.statistics import bootstrap, paired_p
 from benchmarks.study import RESULTS
 
 PAGE = ROOT / "docs" / "study.md"
-BASELINE = "chain"
 COLOURS = ["#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#e377c2", "#7f7f7f"]
 WIDTH, HEIGHT, MARGIN = 640, 320, 48
 SHARED = [(0, 0), (1, 4), (5, 8), (9, 99)]
@@ -28,6 +27,11 @@ def by_arm(data: dict[str, Any]) -> Runs:
     for run in data["runs"]:
         arms[run["arm"]].append(run)
     return {arm: sorted(runs, key=lambda run: run["seed"]) for arm, runs in arms.items()}
+
+
+def baseline(arms: Runs) -> str:
+    """Return the arm that the others are held against: the first of chains, "" without any."""
+    return next((arm for arm in arms if arm.split("+")[0] == "chain"), "")
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -61,9 +65,10 @@ def interval(values: list[float]) -> str:
 
 def against(arms: Runs, arm: str, split: str) -> str:
     """Return the paired p-value of `arm` against the baseline over the seeds both have."""
-    base = {run["seed"]: run["success"][split] for run in arms.get(BASELINE, [])}
+    chains = baseline(arms)
+    base = {run["seed"]: run["success"][split] for run in arms.get(chains, [])}
     pairs = [(r["success"][split], base[r["seed"]]) for r in arms[arm] if r["seed"] in base]
-    if arm == BASELINE or len(pairs) < 2:
+    if arm == chains or len(pairs) < 2:
         return ""
     return f", p={paired_p(*zip(*pairs, strict=True)):.2f}"
 
