@@ -115,7 +115,7 @@ def test_a_full_server_is_waited_for() -> None:
             async with HTTPEngine(url) as engine:
                 outs = await asyncio.gather(*(one(engine, seed) for seed in range(5)))
             assert outs == [greedy("qwen3", prompt(9, seed), 12) for seed in range(5)]
-            async with HTTPEngine(url, patience_s=0.2) as hasty, Client(url) as client:
+            async with HTTPEngine(url, patience_s=0.02) as hasty, Client(url) as client:
                 long = {"prompt": prompt(9), "max_tokens": 240, "ignore_eos": True}
                 busy = asyncio.create_task(client.ask(long))
                 while (await client.metrics())["spark:leaves_reserved"] == 0:
