@@ -451,13 +451,16 @@ async def until(client: Client, holds: Callable[[dict[str, float]], bool]) -> No
 async def deleting_a_running_tree_ends_its_request(subject: Subject) -> None:
     with subject.start(**SMALL) as url:
         async with Client(url) as client:
-            begun = await client.good(subject.body(max_tokens=0, branching={"policy": "none"}))
-            behind = {"tree": begun["branching"]["id"], "from": 0}
-            long = subject.body(prompt=[], max_tokens=subject.context - 20, branching=behind)
-            task = asyncio.create_task(client.ask(long))
-            await until(client, lambda now: now["spark:trees_running"] > 0)
-            assert await client.delete(behind["tree"]) == 200
-            status, answer = await task
+            for _ in range(5):
+                plain = subject.body(max_tokens=0, branching={"policy": "none"})
+                behind = {"tree": (await client.good(plain))["branching"]["id"], "from": 0}
+                long = subject.body(prompt=[], max_tokens=subject.context - 20, branching=behind)
+                task = await running(client, client, long)
+                assert await client.delete(behind["tree"]) == 200
+                status, answer = await task
+                # a busy machine may delete too late
+                if status != 200:
+                    break
             assert status == 409 and "deleted" in answer["error"]["message"]
             await settled(client)
 
@@ -468,7 +471,8 @@ async def an_overrun_server_answers_or_refuses(subject: Subject) -> None:
         return await client.ask(body)
 
     with subject.start(**SMALL) as url:
-        async with Client(url) as client:
+        # a busy server may close a connection that it takes for idle while a request is on its way
+        async with Client(url, reuse=False) as client:
             answers = await asyncio.gather(*(one(client, seed) for seed in range(200)))
             assert {status for status, _ in answers} <= {200, 429, 503}
             good = [(seed, body) for seed, (status, body) in enumerate(answers) if status == 200]

@@ -11,11 +11,14 @@ import aiohttp
 class Client:
     """Talks to one server; use as an async context manager."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, *, reuse: bool = True) -> None:
+        """`reuse`: connections; without, every request has one of its own, as strangers have."""
+        self.url, self.reuse = url, reuse
 
     async def __aenter__(self) -> Client:
-        self.session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120))
+        timeout = aiohttp.ClientTimeout(total=120)
+        connector = aiohttp.TCPConnector(force_close=not self.reuse)
+        self.session = aiohttp.ClientSession(timeout=timeout, connector=connector)
         return self
 
     async def __aexit__(self, *_: object) -> None:
