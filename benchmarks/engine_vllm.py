@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness import Case, interleave
-from benchmarks.vllm import ENVIRONMENT, plain_vllm, prompt, saved
+from benchmarks.vllm import ENVIRONMENT, apart, prompt, saved
 from spark import LocalEngine
 from spark.engines.base import SamplingParams
 
@@ -33,7 +33,7 @@ def beside(model: Path, quick: bool) -> list[Case]:
     new, rounds = (16, 3) if quick else (64, 7)
     mine = LocalEngine(str(model), num_blocks=1024)
     cases = []
-    with plain_vllm(model) as vllm:
+    with apart(model, None) as vllm:
         for batch in (4,) if quick else (1, 16, 32):
             ways = {"ours": partial(decode, mine, batch, new), "vllm": partial(vllm, batch, new)}
             assert ways["ours"]() == ways["vllm"](), "the engines continue differently"
