@@ -54,7 +54,7 @@ class LocalEngine:
             max_batched_tokens: most tokens computed in one step; longer prompts are split.
             tokenizer: needed for string stops and tags only.
             pack_weights: on a CPU, keep large linear weights a second time, as its kernels read
-                them: decoding is up to 1.5 times as fast.
+                them: decoding is faster, for more memory.
 
         Raises:
             ValueError: a size is below 1, the tokenizer does not fit the model, or the model

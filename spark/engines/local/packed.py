@@ -14,14 +14,14 @@ from torch import Tensor, nn
 SMALLEST = {torch.float32: 1 << 17, torch.bfloat16: 0}
 """Elements of a weight from which on packing pays, by dtype."""
 WORK = {torch.float32: 1 << 19, torch.bfloat16: 0}
-"""Rows times elements from which on the packed kernel is faster: a call of it costs 15 us."""
+"""Rows times elements from which on the packed kernel is faster: a call of it costs more."""
 
 
 class PackedWeights:
     """Packed copies of a model's linear weights, made anew when a weight has changed.
 
-    torch's own kernels reorder a weight in every call, which at the batches of decoding costs as
-    much as the product: packed ones are 1.1 to 2 times as fast, for a second copy in memory.
+    torch's own kernels reorder a weight in every call, which at the batches of decoding is much of
+    the work: packed ones save it, for a second copy in memory.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
