@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spark_kernels import head_loss, spec
+from spark_kernels.head_loss import op
 from spark_kernels.head_loss import rows as row_maths
 from spark_kernels.head_loss.policy import PolicyLoss, differentiate, overwrite_
 from spark_kernels.head_loss.reference import head_loss_reference
@@ -193,6 +194,16 @@ def test_one_launch_equals_the_steps(dtype, vocab: int, softcap: float, limited:
     tolerance = 1e-5 if dtype == torch.float32 else 2e-3
     torch.testing.assert_close(logits, expected, rtol=tolerance, atol=tolerance)
     assert padded[:, vocab:].isnan().all()
+
+
+def test_a_policy_loss_never_takes_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the kernel runs, limited rows included, the whole op is one launch a chunk."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr(op, "fused", lambda device: True)
+    monkeypatch.setattr(op, "_in_steps", None)
+    given_inputs = inputs()
+    got, want = spec.load("head_loss").call(**given_inputs), definition(**given_inputs)
+    torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-5)
 
 
 BAD = {
