@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -16,6 +17,8 @@ import torch.distributed as dist
 
 # the others wait while process 0 rolls out
 PATIENCE = timedelta(days=1)
+# what Gloo's threads get, in seconds, to let go of the last collective's tensors
+LEAVE = 0.2
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,17 @@ def launched() -> bool:
     return "RANK" in os.environ and "MASTER_ADDR" in os.environ
 
 
+def leave() -> None:
+    """Leave the processes; Gloo's threads first let go of their tensors.
+
+    Such a thread needs the GIL for it, and one that asks for the GIL after the interpreter has
+    begun to end aborts the process. Asleep, we hold no GIL (no collective here: it would wait for
+    a process that failed).
+    """
+    time.sleep(LEAVE)
+    dist.destroy_process_group()
+
+
 def join() -> Team:
     """Return our place among the processes that a launcher started; alone without one."""
     if not launched():
@@ -61,5 +75,5 @@ def join() -> Team:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         dist.init_process_group(timeout=PATIENCE)
-        atexit.register(dist.destroy_process_group)
+        atexit.register(leave)
     return Team(dist.get_rank(), dist.get_world_size(), sharded=True)
