@@ -35,6 +35,8 @@ SAMPLER, SAMPLER_V2 = "v1/sample/sampler.py", "v1/worker/gpu/sample/sampler.py"
 GRAMMARS = "v1/structured_output/__init__.py"
 INPUTS, OUTPUTS = "v1/engine/input_processor.py", "v1/engine/output_processor.py"
 BATCH, ARGUMENTS = "v1/worker/gpu_input_batch.py", "engine/arg_utils.py"
+CORE, ENGINE = "v1/engine/core.py", "v1/engine/async_llm.py"
+TRANSFER, WORKER = "distributed/weight_transfer", "v1/worker/gpu_worker.py"
 ENDPOINTS = "plugins/endpoint_plugins/interface.py"
 NAMED = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -94,7 +96,6 @@ CONTRACT = (
     Uses(SAMPLER, "Sampler.gather_logprobs", ("logprobs", "num_logprobs", "token_ids")),
     Uses(RUNNER, "GPUModelRunner.load_model", mentions=("model",), why="gets the sampler"),
     Uses(RUNNER, "GPUModelRunner.__init__", mentions=("kv_caches",)),
-    Uses(RUNNER, "GPUModelRunner.reload_weights", why="wipes KV of old weights"),
     Uses(RUNNER, "GPUModelRunner.sample_tokens", ("grammar_output",), why="passes grammars on"),
     Uses(
         RUNNER,
@@ -141,6 +142,26 @@ CONTRACT = (
     Uses(RUNNER_V2, "GPUModelRunner.load_model", mentions=("sampler", "structured_outputs_worker")),
     Uses(RUNNER_V2, "GPUModelRunner.update_requests", mentions=("copy_kv_cache_blocks_inplace",)),
     Uses(RUNNER_V2, "GPUModelRunner.sample", mentions=("apply_grammar_bitmask",)),
+    Uses(CORE, "EngineCore.collective_rpc", ("method",), why="sees that the weights are others"),
+    Uses(CORE, "EngineCore.reset_prefix_cache", why="drops KV of old weights"),
+    Uses(WORKER, "Worker.finish_weight_update", why="ends an update"),
+    Uses(WORKER, "Worker.reload_weights", why="is another way to new weights"),
+    Uses(ENGINE, "AsyncLLM.start_weight_update", why="begins an update"),
+    Uses(ENGINE, "AsyncLLM.update_weights", ("request",), why="names the folder of the weights"),
+    Uses(ENGINE, "AsyncLLM.finish_weight_update", why="ends an update"),
+    Uses(f"{TRANSFER}/base.py", "WeightTransferEngine.receive_weights", ("update_info",)),
+    Uses(
+        f"{TRANSFER}/factory.py",
+        "WeightTransferEngineFactory.register_engine",
+        ("name", "module_path_or_cls", "class_name"),
+        why="adds the way weights come by",
+    ),
+    Uses(
+        "model_executor/model_loader/reload/layerwise.py",
+        "finalize_layerwise_processing",
+        mentions=("get_layerwise_info", "can_load", "load_numel", "kernel_tensors"),
+        why="gives layers without new weights their old ones",
+    ),
     Uses(ENDPOINTS, "EndpointPlugin.attach_router", ("app",)),
     Uses(
         ENDPOINTS,

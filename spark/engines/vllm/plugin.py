@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from importlib.metadata import entry_points
 from typing import Any
@@ -10,12 +11,15 @@ from spark.engines.vllm.hooks import around
 from spark.engines.vllm.options import add_flags, from_flags, options
 
 NAME = "spark"
+ENDINGS = ("finish_weight_update", "reload_weights")
+"""Calls to vLLM's workers after which the weights are others."""
 GROUPS = tuple(f"vllm.{kind}_plugins" for kind in ("general", "io_processor", "platform"))
 
 
 def register() -> None:
     """Add the flags, and what an engine with `--branching spark` needs in this process."""
     from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.engine.core import EngineCore
     from vllm.v1.worker.worker_base import WorkerWrapperBase
 
     from spark.engines.vllm import frontend
@@ -53,11 +57,36 @@ def register() -> None:
 
             install(self.worker.model_runner, chosen)
 
+    @around(EngineCore, "collective_rpc")
+    def collective_rpc(original: Any, self: Any, method: Any, *args: Any, **kwargs: Any) -> Any:
+        answers = original(self, method, *args, **kwargs)
+        if method in ENDINGS and options(self.vllm_config).on:
+            from spark.engines.vllm.transfer import forget_kv
+
+            forget_kv(self)
+        return answers
+
+    add_transfer()
     frontend.check_requests()
 
 
+@functools.cache
+def add_transfer() -> None:
+    """Add `spark` to what `--weight-transfer-config` may name."""
+    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+
+    WeightTransferEngineFactory.register_engine(
+        NAME, "spark.engines.vllm.transfer", "FolderTransfer"
+    )
+
+
 def configure(config: Any) -> None:
-    """Choose the scheduler. Raises ValueError for what cannot be combined with branching."""
+    """Choose the scheduler, and how weights come. Raises ValueError for what does not go together.
+
+    Weights come out of a folder unless the user names another way.
+    """
+    from vllm.config import WeightTransferConfig
+
     for wrong, remedy in (
         (config.speculative_config is not None, "speculative decoding: leave its flags out"),
         (not config.cache_config.enable_prefix_caching, "prefix caching off: switch it on"),
@@ -72,6 +101,8 @@ def configure(config: Any) -> None:
             raise ValueError(f"--branching spark does not work with {remedy}")
     kind = "SparkAsyncScheduler" if config.scheduler_config.async_scheduling else "SparkScheduler"
     config.scheduler_config.scheduler_cls = f"spark.engines.vllm.scheduler.{kind}"
+    if config.weight_transfer_config is None:
+        config.weight_transfer_config = WeightTransferConfig(backend=NAME)
 
 
 def allow_routes() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm.v1.worker import gpu_model_runner
 from vllm.v1.worker.gpu_input_batch import CachedRequestState
@@ -11,11 +11,12 @@ from spark.engines.vllm.bitmask import grammar_words
 from spark.engines.vllm.branch import branch_of
 from spark.engines.vllm.copies import with_kv_fork
 from spark.engines.vllm.options import Options
-from spark.engines.vllm.reload import Wiping
 from spark.engines.vllm.sampler import SparkSampler
 
+Runner: Any = Any if TYPE_CHECKING else object
 
-class BranchingV1(Wiping):
+
+class BranchingV1(Runner):
     """Mixed in before vLLM's GPUModelRunner or CPUModelRunner."""
 
     branching: Options

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from vllm.v1.worker.gpu import model_runner
@@ -10,11 +10,12 @@ from vllm.v1.worker.gpu import model_runner
 from spark.engines.vllm.bitmask import grammar_words
 from spark.engines.vllm.copies import with_kv_fork
 from spark.engines.vllm.options import Options
-from spark.engines.vllm.reload import Wiping
 from spark.engines.vllm.sampler_v2 import SparkSamplerV2
 
+Runner: Any = Any if TYPE_CHECKING else object
 
-class BranchingV2(Wiping):
+
+class BranchingV2(Runner):
     """Mixed in before vLLM's V2 GPUModelRunner."""
 
     branching: Options

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import torch
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from spark.engines.weights import whole
 from spark.serve.routes import refusal
-from spark.serve.weights import receive_state
+from spark.serve.weights import Shapes, receive_state
 
 if TYPE_CHECKING:
     from spark.serve.sglang.backend import SGLangBackend
@@ -25,6 +22,7 @@ class Weights:
 
     def __init__(self, manager: Any) -> None:
         self._manager = manager
+        self._shapes = Shapes(manager.model_config.hf_config)
 
     async def load(self, state: Mapping[str, Tensor], version: int) -> None:
         """Replace them; running requests pause, and go on with the new ones.
@@ -46,7 +44,7 @@ class Weights:
                 "SGLang takes weights from memory with --dp-size 1 only: give a folder that it "
                 "can read"
             )
-        self._check(state)
+        self._shapes.check({name: tensor.shape for name, tensor in state.items()})
         named = list(whole(state).items())
         asked = UpdateWeightsFromTensorReqInput(
             # a rank takes the shared memory it is told of away
@@ -63,24 +61,6 @@ class Weights:
             await manager.continue_generation(ContinueGenerationReqInput())
         if not taken:
             raise ValueError(f"SGLang did not take the weights: {message}")
-
-    def _check(self, state: Mapping[str, Tensor]) -> None:
-        """Raise ValueError for a tensor that the model does not have: SGLang would end by it."""
-        for name, tensor in state.items():
-            if name not in self._shapes:
-                raise ValueError(
-                    f"{name} is not a weight of {self._manager.server_args.model_path}"
-                )
-            if tensor.shape != self._shapes[name]:
-                raise ValueError(
-                    f"{name} has the shape {list(tensor.shape)}, not {list(self._shapes[name])}"
-                )
-
-    @cached_property
-    def _shapes(self) -> dict[str, torch.Size]:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(self._manager.model_config.hf_config)
-        return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
 def weight_route(backend: SGLangBackend) -> Callable[[Request], Awaitable[Response]]:

@@ -10,13 +10,16 @@ from contextlib import aclosing
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 from vllm.inputs.engine import tokens_input
 
 from spark.engines.base import EngineError, SamplingParams
 from spark.engines.text import Matcher, TokenBytes
+from spark.engines.vllm.plugin import NAME
 from spark.engines.vllm.scores import TokenScores
 from spark.serve.backend import Delta, Fork, LeafRequest
 from spark.serve.vllm.params import OPTIONS, vllm_params
+from spark.serve.weights import Shapes
 
 
 class VLLMBackend:
@@ -36,6 +39,7 @@ class VLLMBackend:
         # with a reasoning parser vLLM applies grammars to a part of the text only
         self.constrains = not config.structured_outputs_config.reasoning_parser
         self.weight_version = 0
+        self.shapes = Shapes(config.model_config.hf_config)
         self._ranks = config.parallel_config.data_parallel_size
         self._text = TokenBytes(tokenizer)
         self._counts: Counter[str] = Counter()
@@ -75,7 +79,7 @@ class VLLMBackend:
             async for output in outputs:
                 (completion,) = output.outputs
                 delta = self._delta(completion, params, taken, stop)
-                delta.weight_version = version
+                version = delta.weight_version = version_of(completion, version)
                 self._count(request, delta, first=not taken)
                 taken += delta.tokens
                 if delta.finish_reason == "length" and len(taken) == room < params.max_tokens:
@@ -97,8 +101,19 @@ class VLLMBackend:
         await release(self.engine.engine_core, names)
 
     async def update_weights(self, folder: str, version: int) -> None:
-        """Load the safetensors in `folder` and drop all KV. No request may be running."""
-        await self.engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+        """Load the safetensors in `folder` and drop all KV. No request may be running.
+
+        Raises ValueError where weights come another way than out of a folder.
+        """
+        way = self.engine.vllm_config.weight_transfer_config.backend
+        if way != NAME:
+            raise ValueError(
+                f"--weight-transfer-config names {way}: send weights by vLLM's own calls for it, "
+                "or leave the flag out"
+            )
+        await self.engine.start_weight_update()
+        await self.engine.update_weights(WeightTransferUpdateRequest({"folder": folder}))
+        await self.engine.finish_weight_update()
         if not await self.engine.reset_prefix_cache():
             raise EngineError("KV of the old weights is still in use")
         set_version = getattr(self.engine, "update_weight_version", None)
@@ -163,6 +178,16 @@ class VLLMBackend:
             counts[f"forks_{delta.fork.path}"] += 1
             counts["recomputed"] += delta.fork.recomputed
             counts["reused"] += max(0, (request.fork_at or 0) - request.prompt_length)
+
+
+def version_of(completion: Any, otherwise: int) -> int:
+    """Return the number that vLLM (0.30 and later) has for the weights of the newest tokens.
+
+    Whoever replaces weights by vLLM's own calls numbers them there.
+    """
+    spans = getattr(completion, "weight_versions", None)
+    newest = spans[-1].version if spans else ""
+    return int(newest) if newest.isdecimal() else otherwise
 
 
 def ends(config: Any, tokenizer: Any) -> tuple[int, ...]:

@@ -86,7 +86,8 @@ class SparkEndpoint:
                     "weights cannot be replaced: serve with --branching-weight-updates", status=403
                 )
             with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
-                version = await receive_file(http, Path(folder) / "model.safetensors")
+                target = Path(folder) / "model.safetensors"
+                version = await receive_file(http, target, self._backend.shapes)
                 await self.routes.trees.drop_all()
                 await self._backend.update_weights(folder, version)
         except Exception as error:

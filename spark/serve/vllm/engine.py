@@ -50,7 +50,9 @@ class EmbeddedVLLM(ServedEngine):
         self._llm.shutdown()
 
     async def _publish(self, state: State, version: int) -> None:
-        """Let vLLM reload from memory that looks like a folder, where this machine has it."""
+        """Let vLLM load from memory that looks like a folder, where this machine has it."""
+        shapes = {name: tensor.shape for name, tensor in state.items()}
+        self._backend.shapes.check(shapes, foreign=True)
         await self.server.trees.drop_all()
         with as_folder(state) as folder:
             await self._backend.update_weights(str(folder), version)

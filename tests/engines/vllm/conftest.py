@@ -23,6 +23,8 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+# the server has the routes that trainers send weights by
+os.environ.setdefault("VLLM_SERVER_DEV_MODE", "1")
 # the engine core in this process: starts in seconds, and a test can look into it
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 
