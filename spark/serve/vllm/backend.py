@@ -181,7 +181,7 @@ class VLLMBackend:
 
 
 def version_of(completion: Any, otherwise: int) -> int:
-    """Return the number that vLLM (0.30 and later) has for the weights of the newest tokens.
+    """Return the number that vLLM, where it has one, gives the weights of the newest tokens.
 
     Whoever replaces weights by vLLM's own calls numbers them there.
     """
