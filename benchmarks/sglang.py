@@ -183,29 +183,36 @@ def fork_cases(
     return [first, as_case("tokens recomputed per child", case, again, 1, "tokens", {}, most=1)]
 
 
-def throughput_cases(engines: dict[str, Engine], rounds: int, new: int) -> list[Case]:
-    """Compare 16 ordinary requests on stock SGLang, beside the idle plugin, and scored."""
+def throughput_cases(model: Path, pairs: int, rounds: int, new: int) -> list[Case]:
+    """Compare 16 ordinary requests on stock SGLang, beside the idle plugin, and scored.
+
+    Every pair of engines is a fresh one: two processes with the same engine differ by some per
+    cent for as long as they live, by where their memory happens to lie.
+    """
     seconds: dict[str, list[float]] = {"ours": [], "stock": [], "idle plugin": []}
-
-    async def wave(engine: Engine, spark: Any) -> float:
-        prompts = torch.randint(SHAPE["vocab_size"], (16, 32)).tolist()
-        start = time.perf_counter()
-        await asyncio.gather(*(engine.first(tokens, new, spark) for tokens in prompts))
-        return time.perf_counter() - start
-
     ways: dict[str, tuple[str, Any]] = {"ours": ("spark", {"score": True})}
     ways |= {"idle plugin": ("spark", None), "stock": ("stock", None)}
     names = list(ways)
-    for turn in range(rounds + 1):
-        for name in names[turn % 3 :] + names[: turn % 3]:
-            engine, spark = ways[name]
-            took = engines[engine].run(wave(engines[engine], spark))
-            if turn:
-                seconds[name].append(took)
-    case = {"requests": 16, "new tokens": new}
+    for _ in range(pairs):
+        with running(model, 16, "spark", "stock") as engines:
+            for turn in range(rounds + 1):
+                for name in names[turn % 3 :] + names[: turn % 3]:
+                    engine, spark = ways[name]
+                    took = engines[engine].run(wave(engines[engine], new, spark))
+                    if turn:
+                        seconds[name].append(took)
+    case = {"requests": 16, "new tokens": new, "pairs of engines": pairs}
     scored = as_case("all tokens scored", case, seconds, 1e3, "ms", {"stock": 1 / 1.03})
     idle = {"ours": seconds["idle plugin"], "stock": seconds["stock"]}
     return [scored, as_case("plugin idle", case, idle, 1e3, "ms", {"stock": 1 / 1.01})]
+
+
+async def wave(engine: Engine, new: int, spark: Any) -> float:
+    """Return the seconds that 16 requests of `new` tokens take together."""
+    prompts = torch.randint(SHAPE["vocab_size"], (16, 32)).tolist()
+    start = time.perf_counter()
+    await asyncio.gather(*(engine.first(tokens, new, spark) for tokens in prompts))
+    return time.perf_counter() - start
 
 
 def as_case(
@@ -261,10 +268,10 @@ def run(quick: bool = False) -> list[Case]:
         cases = []
         with running(model, 16, *ENGINES) as engines:
             cases += forks(engines, 16, quick)
-            cases += throughput_cases(engines, 2 if quick else 9, 16 if quick else 48)
         if not quick:
             with running(model, 1, "spark") as engines:
                 cases += forks(engines, 1, quick)
+        cases += throughput_cases(model, *((1, 2, 16) if quick else (4, 4, 48)))
         return cases + whole_trees(folder, quick)
 
 
