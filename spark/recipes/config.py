@@ -79,8 +79,8 @@ class TrainConfig:
     """Learning rate of AdamW."""
     row_tokens: int = 4096
     """Tokens of a packed row at most."""
-    bf16: bool = True
-    """Compute in bfloat16; weights stay float32."""
+    bf16: bool | None = None
+    """Compute in bfloat16, weights stay float32; None = where there is a GPU."""
     checkpoint_every: int = 5
     """Rollouts between two checkpoints."""
     report_to: str = "none"

@@ -33,5 +33,5 @@ class SftConfig:
     """Learning rate of Muon on the hidden matrices."""
     lr: float = 3e-3
     """Learning rate of AdamW on the rest."""
-    bf16: bool = True
-    """Compute in bfloat16; weights stay float32."""
+    bf16: bool | None = None
+    """Compute in bfloat16, weights stay float32; None = where there is a GPU."""

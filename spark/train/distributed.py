@@ -39,6 +39,7 @@ from spark.train.trainer import (
     add_logs,
     base_model,
     check_finite,
+    precision,
     repeatable,
 )
 
@@ -101,7 +102,7 @@ class ShardedTrainer:
         for number, example in enumerate(examples, start=1):
             self._network.set_requires_gradient_sync(number == len(examples))
             with repeatable():
-                with self._precision():
+                with precision(self.args):
                     loss, logprob, _ = self._network.token_loss(
                         example["row"], self._loss(example), self._temperature
                     )
@@ -128,7 +129,7 @@ class ShardedTrainer:
         All processes ask together, each about a row of its own.
         """
         network: Any = self._network if model is None else base_model(model)
-        with self._precision():
+        with precision(self.args):
             scores: Tensor = network.token_logprobs(row, self._temperature)
         return scores
 
@@ -170,9 +171,6 @@ class ShardedTrainer:
     def _tell(self, event: str) -> None:
         for callback in self._callbacks:
             getattr(callback, event)(self.args, self.state, self.control)
-
-    def _precision(self) -> torch.autocast:
-        return torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16)
 
     def _shard(self, network: PreTrainedModel) -> PreTrainedModel:
         """Return `network` with every layer's weights spread over the processes."""

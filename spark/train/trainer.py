@@ -99,6 +99,10 @@ class TreeTrainer(Trainer):
         add_logs(self._sums, self._logs(found.logprob, inputs))
         return found.loss
 
+    def compute_loss_context_manager(self) -> torch.autocast:
+        """Return the precision of training: transformers casts in the model's own `forward` only."""
+        return precision(self.args)
+
     def place(self, frozen: PreTrainedModel) -> PreTrainedModel:
         """Return `frozen`, ready for `logprobs`."""
         use_tree_attention(frozen)
@@ -119,6 +123,11 @@ class TreeTrainer(Trainer):
         assert network is not None
         with self.compute_loss_context_manager():
             return token_logprobs(base_model(network), row, self._temperature)
+
+
+def precision(args: TrainingArguments) -> torch.autocast:
+    """Return the context to compute in; weights stay float32."""
+    return torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16)
 
 
 def add_logs(sums: dict[str, float], logs: dict[str, Tensor]) -> None:
@@ -169,9 +178,12 @@ def base_model(model: nn.Module) -> PreTrainedModel:
 
 
 def training_arguments(
-    folder: Path, *, steps: int, lr: float, seed: int, **options: Any
+    folder: Path, *, steps: int, lr: float, seed: int, bf16: bool | None = None, **options: Any
 ) -> TrainingArguments:
-    """Return quiet arguments with constant settings for everything `TreeTrainer` decides itself."""
+    """Return quiet arguments with constant settings for everything `TreeTrainer` decides itself.
+
+    `bf16` None: where there is a GPU.
+    """
     defaults: dict[str, Any] = {
         "per_device_train_batch_size": 1,
         "lr_scheduler_type": "constant",
@@ -185,6 +197,7 @@ def training_arguments(
         "ignore_data_skip": True,
         "dataloader_pin_memory": False,
         "use_cpu": not torch.cuda.is_available(),
+        "bf16": torch.cuda.is_available() if bf16 is None else bf16,
     }
     return TrainingArguments(
         output_dir=str(folder), max_steps=steps, learning_rate=lr, seed=seed, **defaults | options

@@ -56,7 +56,8 @@ class PolicyLoss:
         """Return the sum over the tokens of `columns`."""
         old, gain, cost, reference, kl, bonus = columns
         ratio = (logprob - old).exp()
-        far = reference - logprob
+        # a token without KL may be as far from the reference as it likes
+        far = torch.where(kl == 0, 0.0, reference - logprob)
         clipped = gain * ratio.clamp(max=1 + self.clip_high) + cost * ratio.clamp(
             min=1 - self.clip_low
         )

@@ -156,7 +156,10 @@ class Limits:
         """As the function `gradient_`; tokens that are not allowed get 0."""
         few = self.gradient(logits, tokens, scaling, stats, by_logprob, by_entropy)
         free = ~self.limited
-        gradient_(logits, tokens, scaling, stats, by_logprob * free, by_entropy * free)
+        # next to a normaliser of few tokens the others' probabilities could overflow
+        peak = stats.peak.masked_fill(self.limited, 1e30)
+        whole = Statistics(peak, stats.total, stats.moment, stats.chosen)
+        gradient_(logits, tokens, scaling, whole, by_logprob * free, by_entropy * free)
         self.put_(logits, few)
 
     def gradient(

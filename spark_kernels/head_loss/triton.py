@@ -139,7 +139,8 @@ def policy_kernel(
         gain, cost = tl.load(own + count), tl.load(own + 2 * count)
         kl, bonus = tl.load(own + 4 * count), tl.load(own + 5 * count)
         ratio = tl.exp(logprob - tl.load(own))
-        far = tl.load(own + 3 * count) - logprob
+        # a token without KL may be as far from the reference as it likes
+        far = tl.where(kl == 0.0, 0.0, tl.load(own + 3 * count) - logprob)
         beyond = tl.exp(far) - 1.0
         loss = kl * (beyond - far) - bonus * entropy
         loss -= gain * tl.minimum(ratio, high) + cost * tl.maximum(ratio, low)

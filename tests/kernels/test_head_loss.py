@@ -15,6 +15,7 @@ from spark_kernels.head_loss.policy import PolicyLoss, differentiate, overwrite_
 from spark_kernels.head_loss.reference import head_loss_reference
 from spark_kernels.head_loss.rows import Limits, Scaling
 from spark_kernels.head_loss.spec import definition, init
+from spark_kernels.head_loss.spec import objective as spec_objective
 
 pytestmark = pytest.mark.usefixtures("poison")
 
@@ -204,6 +205,36 @@ def test_a_policy_loss_never_takes_the_steps(monkeypatch: pytest.MonkeyPatch) ->
     given_inputs = inputs()
     got, want = spec.load("head_loss").call(**given_inputs), definition(**given_inputs)
     torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+@pytest.mark.parametrize("known", [False, True])
+def test_a_forbidden_token_may_be_far_above_the_allowed_ones(
+    known: bool, kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its probability, next to theirs, is more than a float holds; nothing of it is in the loss."""
+    if kernels:
+        pytest.importorskip("triton")
+        for module in (op, row_maths):
+            monkeypatch.setattr(module, "fused", lambda device: True)
+    weight = torch.tensor([[300.0], [-10.0], [-10.5], [0.0], [1.0]], device=DEVICE)
+    limits = (torch.zeros(2, dtype=torch.int64), torch.tensor([1, 2]))
+    whole = {
+        "rows": torch.tensor([0, 1], device=DEVICE),
+        "tokens": torch.tensor([1, 0], device=DEVICE),
+        "temperature": 0.3,
+        "allowed": tuple(each.to(DEVICE) for each in limits),
+    }
+    loss = spec_objective(torch.tensor([1.0, -1.0], device=DEVICE), torch.zeros(2, device=DEVICE))
+    leaves = [torch.ones(2, 1, device=DEVICE).requires_grad_(), weight.requires_grad_()]
+    wide = [each.detach().double().requires_grad_() for each in leaves]
+    got = head_loss(*leaves, loss=loss if known else lambda *a: loss(*a), **whole)
+    want = head_loss_reference(*wide, loss=loss, **whole)
+    for ours, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-4, atol=1e-4)
+    ours, theirs = (torch.autograd.grad(r[0], x) for r, x in ((got, leaves), (want, wide)))
+    for mine, exact in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.double(), exact, rtol=1e-4, atol=1e-4)
 
 
 BAD = {

@@ -205,3 +205,32 @@ def test_an_adapted_head_is_refused() -> None:
     model.lm_head = torch.nn.Linear(4, 4, bias=True)
     with pytest.raises(ValueError, match="LM head must be a linear layer without bias"):
         token_logprobs(model, pack_all(1)[0])
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_training_computes_at_the_precision_it_was_told(bf16: bool, tmp_path: Path) -> None:
+    """The layers see it, the weights and their gradients stay float32, the loss hardly moves."""
+    (row,) = pack([tree := random_tree(0)], [credit(tree, CreditConfig())], 1000)
+    seen: set[torch.dtype] = set()
+    losses: list[float] = []
+
+    def likelihood(logprobs: torch.Tensor, entropy: torch.Tensor, part: slice) -> torch.Tensor:
+        return -logprobs.mean()
+
+    trainer = TreeTrainer(
+        model := tiny_model(),
+        training_arguments(tmp_path, steps=2, lr=1e-3, seed=0, bf16=bf16),
+        batches=lambda step: [{"row": row}],
+        loss=lambda example: likelihood,
+        on_step=lambda step, loss, sums: losses.append(loss),
+    )
+    model.get_decoder().layers[0].mlp.gate_proj.register_forward_hook(
+        lambda module, inputs, output: seen.add(output.dtype)
+    )
+    exact = -token_logprobs(model, row).mean().item()
+    seen.clear()
+    trainer.train()
+    assert seen == {torch.bfloat16 if bf16 else torch.float32}
+    assert {each.dtype for each in model.parameters()} == {torch.float32}
+    assert losses[0] == pytest.approx(exact, abs=2e-2 if bf16 else 1e-6)
+    assert losses[1] < losses[0]
