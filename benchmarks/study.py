@@ -143,9 +143,18 @@ def start_of(run: Run) -> dict[str, float]:
 
 
 def finished(run: Run) -> dict[str, Any] | None:
-    """Return the record of a run, None when it is not finished."""
+    """Return the record of a run, None when it is not finished.
+
+    Raises ValueError where it was evaluated on other games: its folder's name does not say.
+    """
     record = run.folder / "record.json"
-    return json.loads(record.read_text()) if record.exists() else None
+    if not record.exists():
+        return None
+    played = json.loads((run.folder / "recipe.json").read_text())["eval"]["games"]
+    if played != (asked := run.recipe().eval.games):
+        raise ValueError(f"{run.folder} was evaluated on {played}, not {asked}: remove the folder")
+    found: dict[str, Any] = json.loads(record.read_text())
+    return found
 
 
 def attempt(run: Run) -> bool:

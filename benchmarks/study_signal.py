@@ -31,13 +31,14 @@ from spark.recipes.config import Recipe
 from spark.recipes.policy import load_policy
 from spark.recipes.session import Session
 from spark.train.attention import use_tree_attention
-from spark.train.credit import CreditConfig, credit
+from spark.train.credit import CreditConfig, credit, teaches
 from spark.train.pack import pack
 from spark.train.policy import token_loss
 
 BASELINE = "chain"
-REFERENCE = "chain+compare=mean"
-"""Its expectation is the gradient of the success, game by game."""
+REFERENCE = "chain+compare=mean+normalise=token"
+"""Its expectation is the gradient of the success, game by game: no token weighs less because its
+episode is long, as it does under the arms' own normalisation."""
 ARMS = [
     BASELINE,
     "spark",
@@ -84,7 +85,7 @@ class Gradients:
     def gradient(self, tree: Tree, config: CreditConfig) -> Tensor | None:
         """Return the ascent direction of `tree` per leaf, None where its leaves are all alike."""
         terms = credit(tree, config)
-        if not any(term.advantage for each in terms for term in each):
+        if not teaches(terms):
             return None
         self.model.zero_grad()
         for row in pack([tree], [terms], self.base.train.row_tokens):

@@ -24,6 +24,7 @@ from spark.rollout import Chat, RolloutConfig, rollout
 from spark.seeds import derive_seed
 from spark.train.credit import CreditConfig, credit, leaf_returns
 from spark.train.credit.base import weighted_mean
+from spark.train.pack import trained_offsets
 
 # TRL weighs every trained token the same: so must the credit
 TOKENWISE = CreditConfig(normalise="token")
@@ -36,17 +37,19 @@ def node_samples(tree: Tree, config: CreditConfig, group: int, version: int) -> 
     metrics = {"reward": weighted_mean((r, 1.0) for r in leaf_returns(tree, config).values())}
     for index, (term,) in enumerate(credit(tree, config)):
         node = tree.nodes[index]
-        if not any(node.sampled) or term.advantage * term.weight == 0:
+        chosen = trained_offsets(node)
+        if not chosen or abs(term.advantage * term.weight) < 1e-9:
             continue
         before = [token for at in tree.path(index)[:-1] for token in tree.nodes[at].tokens]
         nothing = [0] * len(before)
-        drawn = [a - b for a, b in zip(node.logprobs, node.log_kept_mass, strict=True)]
+        trained = [int(offset in chosen) for offset in range(len(node.tokens))]
         yield RolloutSample(
             prompt=[{"role": "user", "content": tree.task}],
             completion=[{"role": "assistant", "content": f"turn {node.turn}"}],
             input_ids=np.array(before + node.tokens, dtype=np.int64),
-            completion_mask=np.array(nothing + node.sampled, dtype=np.int64),
-            old_log_probs=np.array(nothing + drawn, dtype=np.float32),
+            completion_mask=np.array(nothing + trained, dtype=np.int64),
+            # over the whole vocabulary, as what TRL compares them with
+            old_log_probs=np.array(nothing + node.logprobs, dtype=np.float32),
             advantage=term.advantage * term.weight,
             model_version=version,
             group_id=group,

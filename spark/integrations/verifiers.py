@@ -93,7 +93,9 @@ def main() -> None:
     decode: Any = AutoTokenizer.from_pretrained(run / "tokenizer").decode
     with (run / "traces.jsonl").open("w") as file:
         for number, tree in enumerate(load_trees(run / "trees.jsonl")):
-            record = episode(tree, decode, CreditConfig(), f"{tree.task}/{number}")
+            # as the arm that grew it was trained
+            config = CreditConfig(**tree.info.get("credit", {}))
+            record = episode(tree, decode, config, f"{tree.task}/{number}")
             file.write(json.dumps(record) + "\n")
     print(run / "traces.jsonl")
 

@@ -22,7 +22,7 @@ from spark.recipes.journal import Journal
 from spark.recipes.policy import full_state, load_policy, with_lora
 from spark.recipes.session import Session
 from spark.seeds import derive_seed
-from spark.train.credit import credit
+from spark.train.credit import credit, teaches
 from spark.train.loss import policy_logs, policy_loss
 from spark.train.pack import Row
 from spark.train.replay import Replay
@@ -193,7 +193,7 @@ class ArmRun:
         bonus = train.credit.novelty_bonus * (1 - train.replay.imitation(self.spent))
         config = replace(train.credit, novelty_bonus=bonus) if train.replay.size else train.credit
         graded = [(tree, credit(tree, config)) for tree in trees]
-        graded = [(t, c) for t, c in graded if any(m.advantage for terms in c for m in terms)]
+        graded = [(tree, terms) for tree, terms in graded if teaches(terms)]
         graded += self._replay.draw(self.spent, derive_seed("replay", self.recipe.seed, self.step))
         self._replay.add(trees)
         bounds = [len(graded) * k // train.minibatches for k in range(train.minibatches + 1)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from spark.engines import ENGINES
 from spark.envs.alfworld.scenes import Scenes
@@ -19,6 +19,13 @@ from spark.train.credit import CreditConfig
 from spark.train.replay import ReplayConfig
 
 
+def at_least(config: Any, **least: int) -> None:
+    """Raise ValueError for a field of `config` below its bound."""
+    for name, bound in least.items():
+        if not (value := getattr(config, name)) >= bound:
+            raise ValueError(f"{name}={value} must be >= {bound}")
+
+
 @dataclass(kw_only=True, slots=True, frozen=True)
 class LoraConfig:
     """Low-rank adapters instead of full weights."""
@@ -28,6 +35,9 @@ class LoraConfig:
     alpha: int = 32
     targets: str = "all-linear"
     """Modules that get an adapter, as peft names them."""
+
+    def __post_init__(self) -> None:
+        at_least(self, rank=0)
 
 
 EMBEDDED = ("local", "sglang", "vllm")
@@ -66,6 +76,9 @@ class EnvConfig:
     workers: int = 0
     """Processes that run the environments; 0 = they run in this one."""
 
+    def __post_init__(self) -> None:
+        at_least(self, train_games=1, workers=0)
+
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class TrainConfig:
@@ -92,6 +105,9 @@ class TrainConfig:
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     loss: LossConfig = field(default_factory=LossConfig)
 
+    def __post_init__(self) -> None:
+        at_least(self, games_per_step=1, minibatches=1, row_tokens=1, checkpoint_every=1)
+
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class EvalConfig:
@@ -108,6 +124,12 @@ class EvalConfig:
     neither tokens nor seconds of its budget."""
     curve: str = "L0"
     """Split evaluated for the learning curve."""
+
+    def __post_init__(self) -> None:
+        at_least(self, temperature=0, every=0)
+        for split, games in self.games.items():
+            if games < 1:
+                raise ValueError(f"games[{split!r}]={games} must be >= 1: leave the split out")
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -146,8 +168,10 @@ class Recipe:
     seed: int = 0
     """Fixes the games trained on, every sampled token and every update."""
     arms: tuple[str, ...] = ("spark", "chain")
-    """Methods to compare: "spark" does what this recipe says; any other name in METHODS, e.g.
+    """Methods to compare: `own_arm` does what this recipe says; any other name in METHODS, e.g.
     "chain" (independent trajectories), changes rollout, credit and replay as that method does."""
+    own_arm: str = "spark"
+    """The arm that takes every field of this recipe as it is."""
     budget_tokens: int | None = 300_000
     """Generated tokens after which an arm stops; None = only seconds count."""
     budget_seconds: float | None = None
@@ -170,6 +194,15 @@ class Recipe:
     def __post_init__(self) -> None:
         for arm in self.arms:
             METHODS[arm]
+        if not self.arms:
+            raise ValueError(f"arms=(): name at least one of {', '.join(METHODS)}")
+        if self.eval.every and self.eval.curve not in self.eval.games:
+            known = ", ".join(self.eval.games)
+            raise ValueError(f"eval.curve={self.eval.curve!r} has no games: use one of {known}")
+        for name in ("budget_tokens", "budget_seconds"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ValueError(f"{name}={value} must be > 0, or None for no such limit")
+        at_least(self, kv_blocks=1)
         if self.budget_tokens is None and self.budget_seconds is None:
             raise ValueError("budget_tokens=None needs budget_seconds: an arm must end")
         ENGINES.check(self.engine)
@@ -181,7 +214,7 @@ class Recipe:
 
     def arm(self, name: str) -> Recipe:
         """Return the recipe of one arm."""
-        changed: Recipe = self if name == "spark" else METHODS[name](self)
+        changed: Recipe = self if name == self.own_arm else METHODS[name](self)
         return changed
 
     def spent(self, tokens: int, seconds: float) -> float:

@@ -79,6 +79,8 @@ def full_state(
     """
     if not hasattr(model, "merge_adapter"):
         return weights(model)
+    adapted = [each.base_layer.weight for each in model.modules() if hasattr(each, "base_layer")]
+    before = [weight.detach().clone() for weight in adapted]
     model.merge_adapter()
     try:
         state = weights(base_model(model))
@@ -89,6 +91,10 @@ def full_state(
         }
     finally:
         model.unmerge_adapter()
+        # (W + D) - D is not quite W
+        with torch.no_grad():
+            for weight, old in zip(adapted, before, strict=True):
+                weight.copy_(old)
 
 
 def save_policy(

@@ -132,6 +132,7 @@ class Session:
         one_each = replace(
             self.recipe.rollout,
             rule="none",
+            branch_at="next",
             planner="none",
             leaves=1,
             roots=1,

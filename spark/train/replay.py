@@ -30,6 +30,13 @@ class ReplayConfig:
     ramp: float = 0.5
     """Share of the budget over which imitation replaces exploration."""
 
+    def __post_init__(self) -> None:
+        for name, good in (("size", self.size >= 0), ("draws", self.draws >= 1)):
+            if not good:
+                raise ValueError(f"{name}={getattr(self, name)} is too few")
+        if not self.ramp > 0:
+            raise ValueError(f"ramp={self.ramp} must be > 0")
+
     def imitation(self, spent: float) -> float:
         """Return how far imitation has replaced exploration once `spent` of the budget is gone."""
         return (1 - math.cos(math.pi * min(1.0, spent / self.ramp))) / 2

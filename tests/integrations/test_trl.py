@@ -21,7 +21,7 @@ from trl.experimental.async_grpo.packing import TreeRow
 from spark.integrations.trl import TOKENWISE, SparkRolloutWorker, node_samples
 from spark.rollout import Chat, RolloutConfig
 from spark.train.credit import CreditConfig, credit
-from spark.train.pack import pack
+from spark.train.pack import pack, trained_offsets
 
 CONFIG = RolloutConfig(leaves=6, roots=2, horizon=8, max_tokens=16, pacing="first_come")
 
@@ -67,7 +67,7 @@ def test_samples_train_every_node_once_with_its_credit() -> None:
     taught = [
         (index, term)
         for index, term in enumerate(terms)
-        if term.advantage and any(tree.nodes[index].sampled)
+        if term.advantage and trained_offsets(tree.nodes[index])
     ]
     assert len(samples) == len(taught) > 3
     for sample, (index, term) in zip(samples, taught, strict=True):
@@ -75,7 +75,11 @@ def test_samples_train_every_node_once_with_its_credit() -> None:
         assert isinstance(sample, RolloutSample)
         assert (sample.group_id, sample.model_version) == (7, 3)
         assert len(sample.input_ids) == len(sample.completion_mask) == len(sample.old_log_probs)
-        assert sample.completion_mask.sum() == sum(node.sampled)
+        drawn = sample.completion_mask[-len(node.tokens) :].nonzero()[0].tolist()
+        assert drawn == trained_offsets(node), "a token that had to come is no choice"
+        assert sample.completion_mask.sum() == len(trained_offsets(node))
+        whole = sample.old_log_probs[-len(node.tokens) :].tolist()
+        assert whole == pytest.approx(node.logprobs), "TRL's own are over the whole vocabulary"
         own = sample.input_ids[-len(node.tokens) :].tolist()
         assert own == node.tokens
         assert sample.advantage == pytest.approx(term.advantage * term.weight)

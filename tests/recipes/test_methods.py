@@ -36,8 +36,16 @@ def test_a_method_is_small_cites_its_source_and_can_be_applied_twice(name: str) 
     kept = ("env", "model", "eval", "cold_start", "seed", "budget_tokens")
     assert all(getattr(once, field) == getattr(BASE, field) for field in kept)
     assert once.train.loss == BASE.train.loss and once.rollout.horizon == BASE.rollout.horizon
-    assert RECIPES[name]().arms == (name,)
-    assert RECIPES[name]().rollout == METHODS[name](RECIPES["first_light"]()).rollout
+    alone = RECIPES[name]()
+    assert alone.arms == (name,)
+    assert alone.rollout == METHODS[name](RECIPES["first_light"]()).rollout
+    credit = dataclasses.replace(alone.train.credit, novelty_bonus=0.5)
+    told = dataclasses.replace(
+        alone,
+        rollout=dataclasses.replace(alone.rollout, leaves=32),
+        train=dataclasses.replace(alone.train, credit=credit),
+    )
+    assert told.arm(name) == told, "what a user says of a method's recipe is what its arm does"
 
 
 def rollout_of(name: str) -> Any:
@@ -157,3 +165,37 @@ def test_an_arm_may_stop_by_seconds_and_leave_a_curve(tmp_path: Path) -> None:
         assert 0 <= point["curve_L0"] <= 1 and point["trained_on_tokens"] > 0
     with pytest.raises(ValueError, match="budget_tokens=None needs budget_seconds"):
         micro("chain", budget_tokens=None)
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        ("", "budget_tokens", 0),
+        ("", "kv_blocks", 0),
+        ("env", "train_games", 0),
+        ("train", "games_per_step", 0),
+        ("train", "minibatches", 0),
+        ("train", "checkpoint_every", 0),
+        ("train.replay", "ramp", 0.0),
+        ("eval", "games", {"L0": 0}),
+        ("model.lora", "rank", -1),
+    ],
+)
+def test_values_that_make_no_sense_are_named(part: str, field: str, value: Any) -> None:
+    owner: Any = BASE
+    for name in filter(None, part.split(".")):
+        owner = getattr(owner, name)
+    with pytest.raises(ValueError, match=field):
+        dataclasses.replace(owner, **{field: value})
+
+
+def test_a_learning_curve_needs_games() -> None:
+    with pytest.raises(ValueError, match=r"eval.curve='L1' has no games: use one of L0"):
+        micro("chain", eval=dataclasses.replace(BASE.eval, games={"L0": 2}, every=1, curve="L1"))
+
+
+def test_branching_within_a_decision_is_trained_and_evaluated(tmp_path: Path) -> None:
+    rollout = dataclasses.replace(BASE.rollout, rule="entropy", branch_at="within")
+    train(micro("spark", rollout=rollout, budget_tokens=300), tmp_path / "run")
+    trees = load_trees(tmp_path / "run" / "trees.jsonl")
+    assert any(node.trigger for tree in trees for node in tree.nodes)

@@ -21,4 +21,4 @@ def __getattr__(name: str) -> Callable[[], Recipe]:
 def under_method(name: str) -> Recipe:
     """Return the main job with the method `name` as its only arm."""
     recipe: Recipe = METHODS[name](first_light())
-    return replace(recipe, name=name, arms=(name,))
+    return replace(recipe, name=name, arms=(name,), own_arm=name)

@@ -8,7 +8,7 @@ from spark.core import Tree
 from spark.registry import Registry
 from spark.train.credit.base import CreditConfig, Group, Term, leaf_returns
 
-__all__ = ["SCHEMES", "CreditConfig", "Term", "credit", "leaf_returns"]
+__all__ = ["SCHEMES", "CreditConfig", "Term", "credit", "leaf_returns", "teaches"]
 
 SCHEMES = Registry(
     "credit scheme",
@@ -38,6 +38,11 @@ def credit(tree: Tree, config: CreditConfig) -> list[list[Term]]:
         for index in path:
             terms[index].append(Term(advantage=advantages[leaf, index], weight=share))
     return terms if config.once_per_leaf else [[_merge(node)] for node in terms]
+
+
+def teaches(terms: list[list[Term]]) -> bool:
+    """Return whether a node has an advantage; a weighted mean of equal returns is off by 1e-16."""
+    return any(abs(term.advantage) > 1e-6 for each in terms for term in each)
 
 
 def _merge(terms: list[Term]) -> Term:

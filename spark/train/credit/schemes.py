@@ -78,9 +78,11 @@ def tree(group: Group) -> Advantages:
     """Add the comparison with all leaves and that with the leaves of the same root (Tree-GRPO).
 
     arXiv 2509.21240: inter-tree plus intra-tree advantage; a tree there is what grows from one
-    of our roots.
+    of our roots. Without a comparison the return counts once.
     """
     total = group.compared(list(group.returns))
+    if group.config.compare == "none":
+        return _along_paths(group, total)
     for root in group.tree.children()[0]:
         for end, advantage in group.compared(group.below[root]).items():
             total[end] += advantage
