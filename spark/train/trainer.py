@@ -99,8 +99,8 @@ class TreeTrainer(Trainer):
         add_logs(self._sums, self._logs(found.logprob, inputs))
         return found.loss
 
-    def compute_loss_context_manager(self) -> torch.autocast:
-        """Return the precision of training: transformers casts in the model's own `forward` only."""
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> torch.autocast:
+        """Return the precision to train in; accelerate sets it in the model's own `forward` only."""
         return precision(self.args)
 
     def place(self, frozen: PreTrainedModel) -> PreTrainedModel:
