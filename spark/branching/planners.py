@@ -44,11 +44,12 @@ class RandomPlanner:
         for index, spot in enumerate(spots):
             if spot.lineage:
                 families[spot.lineage[0]].append(index)
+        # turn by turn: where leaves run out, every root has had as many
         return [
             own[derive_seed("plan", spots[0].seed, root, number, k) % len(own)]
+            for k in range(self.plan_spots)
             for root in sorted(families)
             for own in [[0, *families[root]]]
-            for k in range(self.plan_spots)
         ]
 
 

@@ -58,7 +58,10 @@ class Env(Protocol):
 
 
 class EnvSource(Protocol):
-    """Where tasks come from and environments are made."""
+    """Where tasks come from and environments are made.
+
+    A source that cannot run any number of environments at once has an attribute `capacity`, int.
+    """
 
     def tasks(self, split: str, count: int, seed: int = 0) -> Sequence[str]:
         """Return `count` task names of `split` ("L0", "L1", "L2", "train"), the same for a seed."""

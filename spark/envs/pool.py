@@ -51,6 +51,12 @@ class PooledSource:
         """Return the source's tasks."""
         return self.source.tasks(split, count, seed)
 
+    @property
+    def capacity(self) -> int | None:
+        """Environments that may live at once in all processes; None = any number."""
+        inner: int | None = getattr(self.source, "capacity", None)
+        return None if inner is None else inner * self.limit
+
     def prepare(self, tasks: Sequence[str]) -> None:
         """Make what the source keeps on disk for `tasks`, where it keeps anything."""
         if (prepare := getattr(self.source, "prepare", None)) is not None:
@@ -155,7 +161,11 @@ class PooledEnv:
         child = PooledEnv(self._pool)
         child.fork_kind, child.determinism = self.fork_kind, self.determinism
         if self.fork_kind == "replay":
-            child.restore(record)
+            try:
+                child.restore(record)
+            except BaseException:
+                child.close()
+                raise
             return child
         child._handle = next(self._pool.handles)
         self._ask("fork", child._handle)
@@ -194,6 +204,9 @@ class PooledEnv:
 
         def settle(result: Any, error: Exception | None) -> None:
             if future.cancelled():
+                # a fork that nobody waits for any more
+                if isinstance(result, PooledEnv):
+                    result.close()
                 return
             if error is None:
                 future.set_result(result)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -57,7 +58,7 @@ class Worker:
                 if not line.poll(seconds):
                     self.kill()
                     raise EnvTimeout(f"{verb} took over {seconds} s; its process was ended")
-                kind, answer = line.recv()
+                kind, answer = pickle.loads(line.recv_bytes())
             except (EOFError, OSError) as error:
                 self.kill()
                 raise WorkerLost from error
@@ -79,10 +80,12 @@ class Worker:
             self._line.close()
 
     def _start(self) -> Connection:
-        self._line, theirs = CONTEXT.Pipe()
-        self._process = CONTEXT.Process(target=_serve, args=(theirs, self._source), daemon=True)
-        self._process.start()
+        ours, theirs = CONTEXT.Pipe()
+        process = CONTEXT.Process(target=_serve, args=(theirs, self._source), daemon=True)
+        # raises where the source does not pickle
+        process.start()
         theirs.close()
+        self._line, self._process = ours, process
         if self.gone:
             # the pool was closed in the meantime
             self.kill()
@@ -110,20 +113,26 @@ def _serve(line: Connection, source: EnvSource) -> None:
             return
         for old in closed:
             hosted.close(old)
-        line.send(_answer(getattr(hosted, verb), handle, arguments))
+        line.send_bytes(_answer(verb, getattr(hosted, verb), handle, arguments))
 
 
 def _answer(
-    method: Callable[..., Any], handle: int, arguments: tuple[Any, ...]
-) -> tuple[type[Exception] | None, Any]:
-    """Return (None, result) or (exception class, message): not every exception can travel."""
+    verb: str, method: Callable[..., Any], handle: int, arguments: tuple[Any, ...]
+) -> bytes:
+    """Return pickled (None, result) or (exception class, message): no other exception travels."""
     try:
-        return None, method(handle, *arguments)
+        result = method(handle, *arguments)
     except (EnvError, RestoreError, ValueError) as error:
         known = (EnvTimeout, EnvError, RestoreError, ValueError)
-        return next(kind for kind in known if isinstance(error, kind)), str(error)
+        return pickle.dumps((next(k for k in known if isinstance(error, k)), str(error)))
     except Exception as error:
-        return EnvError, f"{type(error).__name__}: {error}"
+        return pickle.dumps((EnvError, f"{type(error).__name__}: {error}"))
+    try:
+        return pickle.dumps((None, result))
+    except Exception as error:
+        # pickle raises whatever the object does
+        said = f"the answer to {verb} does not pickle: {error}"
+        return pickle.dumps((EnvError, said))
 
 
 class _Hosted:

@@ -46,6 +46,8 @@ async def rollout(
 ) -> list[Tree]:
     """Roll out one tree per task, all concurrently, and return them in the order of `tasks`.
 
+    Where the source has room for so many environments only, later trees wait for earlier ones.
+
     A tree depends on the weights, its task, its place in `tasks` and `seed` only. What fails
     (an environment, a request) ends its own trajectory and is listed in `tree.info["errors"]`.
 
@@ -57,8 +59,13 @@ async def rollout(
     """
     trie = ActionTrie(chat, config.exclude_commands) if config.constrain else None
     emit = on_event or (lambda event: None)
+    room = asyncio.Semaphore(trees_at_once(source, config) or max(1, len(tasks)))
 
     async def one(index: int, task: str) -> Tree:
+        async with room:
+            return await grown(index, task)
+
+    async def grown(index: int, task: str) -> Tree:
         run = TreeRun(
             task=task,
             seed=derive_seed("tree", seed, index),
@@ -82,6 +89,24 @@ async def rollout(
     trees = [job.result() for job in jobs]
     _check_some_succeeded(trees)
     return trees
+
+
+def trees_at_once(source: EnvSource, config: RolloutConfig) -> int | None:
+    """Return how many trees the source's environments suffice for; None = any number.
+
+    Raises ValueError where they do not for one.
+    """
+    capacity = getattr(source, "capacity", None)
+    if capacity is None:
+        return None
+    # while a tree's roots are forked, what they are forked from lives too
+    needed = config.leaves + 1
+    if capacity < needed:
+        raise ValueError(
+            f"leaves={config.leaves} needs {needed} environments at once, of which there are "
+            f"{capacity}: give the source more, or fewer leaves"
+        )
+    return int(capacity // needed)
 
 
 def _check_some_succeeded(trees: list[Tree]) -> None:

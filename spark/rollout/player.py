@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spark.branching.base import Budget
@@ -80,6 +81,8 @@ class Player:
         if command is None and self.spent(t) == "tokens":
             return "tokens"
         observation, over = NOTHING_HAPPENS, False
+        if command is not None and t.admissible is not None:
+            command = spelt(command, t.admissible)
         node.invalid = command is None or (t.admissible is not None and command not in t.admissible)
         t.invalid += node.invalid
         if command is not None:
@@ -108,3 +111,10 @@ class Player:
         add_given(node, reply)
         t.observations += (observation,)
         return None
+
+
+def spelt(command: str, admissible: Sequence[str]) -> str:
+    """Return the admissible command that differs from `command` by spaces only, else `command`."""
+    if command in admissible:
+        return command
+    return next((each for each in admissible if " ".join(each.split()) == command), command)

@@ -98,7 +98,7 @@ class Record:
         leaves = []
         for leaf in tree.leaves() if len(tree.nodes) > 1 else []:
             t = ended[leaf]
-            tree.nodes[leaf].done = t.end != "error"
+            tree.nodes[leaf].done = t.end not in (None, "error")
             described = {"node": leaf, "lineage": list(t.lineage), "end": t.end, "won": t.won}
             leaves.append(described | {"turns": tree.nodes[leaf].turn + 1})
         return leaves

@@ -12,6 +12,7 @@ from spark.branching.base import BranchAt, State
 from spark.core import Node, Tree
 from spark.engines.base import Engine
 from spark.envs.base import Env, EnvSource
+from spark.envs.replay import Record as Replayed
 from spark.rollout.ask import ask, text_of
 from spark.rollout.chat import Chat
 from spark.rollout.config import RolloutConfig
@@ -58,6 +59,8 @@ class TreeRun:
             seconds=self.config.step_seconds,
         )
         self.group: asyncio.TaskGroup
+        self.alive: set[Trajectory] = set()
+        """Whose sequences and environments are still to be freed."""
 
     async def grow(self) -> Tree:
         """Roll the tree out and return it; failures are in its `info`, only cancelling raises."""
@@ -83,14 +86,19 @@ class TreeRun:
                 children=self.config.start,
             )
             await self.stands.keep(first)
-            await self._finish(await self._children(first, self.config.start, "next", 0))
+            started = await self._children(first, self.config.start, "next", 0)
+            if not self.stands.owners():
+                # nobody comes back to the prompt
+                await self._free(env, seq)
+                env = seq = None
+            await self._finish(started)
             await self._grow_further()
         except Exception as error:
             self._failed(error, -1, (), 0)
         finally:
-            for kept in self.stands.owners():
-                if kept.seq != seq:
-                    await self._free(kept.env, kept.seq)
+            # what a planner kept, and whatever was cancelled before it ran
+            for t in list(self.alive):
+                await self._free(t.env, t.seq)
             await self._free(env, seq)
         shown = ("rule", "branch_at", "pacing", "planner", "leaves", "roots", "width", "horizon")
         plan = {name: getattr(self.config, name) for name in shown}
@@ -107,6 +115,7 @@ class TreeRun:
         while not self.budget.expired():
             spare = self.config.leaves - len(self.record.ended)
             chosen = self.stands.chosen(spare, number, self.seed)
+            # one after the other: each goes back with the environment of its owner
             started = [each for stand, count in chosen for each in await self._again(stand, count)]
             if not started:
                 return
@@ -129,12 +138,13 @@ class TreeRun:
         node.trigger = node.trigger or (planner.trigger if then.parent else None)
         self.record.account.forks += count if then.parent else 0
         self.record.account.reused += count * then.path_sampled
-        if then.env.fork_kind == "replay":
+        if then.env.fork_kind == "replay" or isinstance(stand.snapshot, Replayed):
+            # to go back to it all its steps were taken again
             self.record.account.env_steps_replayed += then.steps
         born = zip(seqs, envs, strict=True)
         number, owner.children = owner.children, owner.children + count
         stand.grown += count
-        return [then.born(seq, env, number + i, "within") for i, (seq, env) in enumerate(born)]
+        return self._live([then.born(s, e, number + i, "within") for i, (s, e) in enumerate(born)])
 
     def _start(self, trajectories: list[Trajectory]) -> None:
         """Let trajectories run; all have their places before the first one moves."""
@@ -147,8 +157,10 @@ class TreeRun:
         """Advance one trajectory to its end; whatever happens, what it holds is freed."""
         try:
             while t.end is None:
-                await self.stands.keep(t)
-                t.end = self.player.spent(t) or await self._turn(t)
+                t.end = self.player.spent(t)
+                if t.end is None:
+                    await self.stands.keep(t)
+                    t.end = await self._turn(t)
         except Exception as error:
             t.end = "error"
             self.record.close(t)
@@ -157,8 +169,9 @@ class TreeRun:
             self.turnstile.leave(t)
             self.record.end(t)
             if not self.stands.needs(t):
+                self.alive.discard(t)
                 await self._free(t.env, t.seq)
-        self.notify("leaf", 1)
+        self._tell("leaf", t.turn, t.lineage, t.parent)
 
     async def _turn(self, t: Trajectory) -> End | None:
         """Take one decision, act on it, branch where the rule and the budget say so."""
@@ -247,7 +260,7 @@ class TreeRun:
         if at == "within":
             self.record.close(t)
         born = zip(seqs, envs, strict=True)
-        return [t.born(seq, env, number + i, at) for i, (seq, env) in enumerate(born)]
+        return self._live([t.born(seq, env, number + i, at) for i, (seq, env) in enumerate(born)])
 
     async def _forked(self, t: Trajectory, count: int, length: int) -> tuple[list[int], list[Env]]:
         """Return `count` forks of the first `length` tokens of `t` and of its environment."""
@@ -264,9 +277,21 @@ class TreeRun:
             self.record.account.env_steps_replayed += count * t.steps
         return seqs, envs
 
+    def _live(self, born: list[Trajectory]) -> list[Trajectory]:
+        """Return `born`, which are freed whatever happens from now on."""
+        self.alive.update(born)
+        return born
+
     def _failed(self, error: Exception, turn: int, lineage: tuple[int, ...], node: int) -> None:
         self.record.failed(error, turn, lineage, node)
-        self.notify("error", 1)
+        self._tell("error", turn, lineage, node)
+
+    def _tell(self, kind: Kind, turn: int, lineage: tuple[int, ...], node: int) -> None:
+        """Notify of something that has ended: who listens can fail, and no other is harmed."""
+        try:
+            self.notify(kind, 1)
+        except Exception as error:
+            self.record.failed(error, turn, lineage, node)
 
     async def _free(self, env: Env | None, seq: int | None) -> None:
         """Release and close; a failure to do so is recorded like any other."""

@@ -100,7 +100,7 @@ class TreeTrainer(Trainer):
         return found.loss
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> torch.autocast:
-        """Return the precision to train in; accelerate sets it in the model's own `forward` only."""
+        """Return the precision of training; accelerate sets it in the model's `forward` only."""
         return precision(self.args)
 
     def place(self, frozen: PreTrainedModel) -> PreTrainedModel:

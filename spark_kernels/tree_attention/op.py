@@ -77,7 +77,7 @@ def tree_attention(
     words = plan if isinstance(plan, Tensor) else plan_tensor(plan)
     try:
         torch.ops.spark.tree_attention(
-            q, k, v, k_cache, v_cache, words, scale, window, softcap, out
+            q, k, v, k_cache, v_cache, words, scale, min(window, 2**31 - 1), softcap, out
         )
     except RuntimeError as error:
         # drop the place in the C++ source

@@ -44,6 +44,11 @@ class ScienceWorldSource:
         self.options = options or ScienceWorldOptions()
         self._simulators = self._lender()
 
+    @property
+    def capacity(self) -> int:
+        """Environments that may live at once."""
+        return self.options.simulators
+
     def tasks(self, split: str, count: int, seed: int = 0) -> Sequence[str]:
         """Return `count` variations in an order fixed by the seed, repeated if there are too few.
 

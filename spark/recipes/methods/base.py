@@ -28,7 +28,6 @@ def method(
         ours,
         scheme=plain.scheme,
         leaf_weights=plain.leaf_weights,
-        compare=plain.compare,
         novelty_bonus=plain.novelty_bonus,
         once_per_leaf=plain.once_per_leaf,
     )
