@@ -28,6 +28,11 @@ def command_of(text: str) -> str | None:
     return (" ".join(match.group(1).split()) or None) if match else None
 
 
+def same_but_for_spaces(one: str, other: str) -> bool:
+    """Return whether two commands are the same: tokens need not keep the spaces around signs."""
+    return "".join(one.split()) == "".join(other.split())
+
+
 class Chat:
     """Renders a conversation turn by turn with the model's chat template; nothing is re-tokenised.
 

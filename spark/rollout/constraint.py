@@ -6,7 +6,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
-from spark.rollout.chat import ACTION_CLOSE, ACTION_OPEN, Chat, command_of
+from spark.rollout.chat import (
+    ACTION_CLOSE,
+    ACTION_OPEN,
+    Chat,
+    command_of,
+    same_but_for_spaces,
+)
 
 TRIES_KEPT = 256
 """States whose tries stay in memory; one of a thousand commands takes a megabyte or two."""
@@ -81,7 +87,8 @@ class ActionTrie:
             tokens = self._chat.encode(f"{ACTION_OPEN} {command} {ACTION_CLOSE}")
             cut = len(self._opening)
             whole = tuple(tokens[:cut]) == self._opening
-            if not whole or command_of(self._chat.decode(tokens)) != " ".join(command.split()):
+            written = command_of(self._chat.decode(tokens)) or ""
+            if not whole or not same_but_for_spaces(written, command):
                 raise ValueError(
                     f"the tokenizer cannot write the command {command!r} between action tags; "
                     "use constrain=False or a tokenizer that keeps the tags apart"

@@ -10,7 +10,7 @@ from spark.branching.base import Budget
 from spark.core import Watch
 from spark.engines.base import ContextError, Engine, Sample, SamplingParams
 from spark.rollout.ask import ask, text_of
-from spark.rollout.chat import ACTION_CLOSE, Chat, command_of
+from spark.rollout.chat import ACTION_CLOSE, Chat, command_of, same_but_for_spaces
 from spark.rollout.config import RolloutConfig
 from spark.rollout.constraint import ActionTrie
 from spark.rollout.record import Record
@@ -117,4 +117,4 @@ def spelt(command: str, admissible: Sequence[str]) -> str:
     """Return the admissible command that differs from `command` by spaces only, else `command`."""
     if command in admissible:
         return command
-    return next((each for each in admissible if " ".join(each.split()) == command), command)
+    return next((each for each in admissible if same_but_for_spaces(each, command)), command)
