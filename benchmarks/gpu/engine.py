@@ -44,7 +44,8 @@ def random_model(name: str, device: torch.device) -> PreTrainedModel:
         eos_token_id=None,
         bos_token_id=None,
     )
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    with device:
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     return model.to(device, torch.bfloat16).eval()
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from benchmarks.gpu.device import clock, copies_to_stay_cold, floor, in_a_graph, rotate, within
 from benchmarks.harness import Case, compare
-from benchmarks.kv_fork import agrees, index_per_layer
+from benchmarks.kv_fork import agrees
 from spark_kernels import BlockPool, kv_fork
 
 LAYERS, HEADS, DIM, SIZE = 28, 4, 128, 16
@@ -23,6 +23,12 @@ def whole_blocks(buffers: list[Tensor], source: Tensor, destination: Tensor) -> 
     """Copy entire blocks, one indexed copy a buffer."""
     for buffer in buffers:
         buffer.index_copy_(0, destination, buffer.index_select(0, source))
+
+
+def per_layer(buffers: list[Tensor], source: Tensor, destination: Tensor, used: int) -> None:
+    """Copy the used tokens with one indexed assignment a buffer; all indices are on the device."""
+    for buffer in buffers:
+        buffer[destination, :, :used] = buffer[source, :, :used]
 
 
 def fork(children: int, used: int, device: torch.device, quick: bool) -> list[Case]:
@@ -50,7 +56,7 @@ def fork(children: int, used: int, device: torch.device, quick: bool) -> list[Ca
         case=shapes,
         ours=rotate(ours, tables),
         baselines={
-            "per layer": rotate(lambda pairs: index_per_layer(buffers, pairs), tables),
+            "per layer": rotate(lambda pair: per_layer(buffers, *pair, used), columns),
             "whole blocks": rotate(lambda pair: whole_blocks(buffers, *pair), columns),
         },
         correct=lambda: agrees(buffers, tables[0]),

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spark_kernels.guard import on
+
 STATISTICS = {"BLOCK": 4096, "num_warps": 8}
 GRADIENT = {"BLOCK": 4096, "num_warps": 8}
 POLICY = {"num_warps": 16}
@@ -28,7 +30,8 @@ def launch_statistics(
     if count:
         kernel: Any = statistics_kernel[(count,)]
         where = (vocab, logits.stride(0))
-        kernel(logits, tokens, inverse, *out, *where, SOFTCAP=softcap, **STATISTICS)
+        with on(logits.device):
+            kernel(logits, tokens, inverse, *out, *where, SOFTCAP=softcap, **STATISTICS)
     return out
 
 
@@ -40,9 +43,11 @@ def launch_gradient(
 
     count, vocab = logits.shape
     if count:
-        kernel: Any = gradient_kernel[(-(-vocab // GRADIENT["BLOCK"]), count)]
+        # rows first: of the second axis there may be 65,535
+        kernel: Any = gradient_kernel[(count, -(-vocab // GRADIENT["BLOCK"]))]
         where = (vocab, logits.stride(0))
-        kernel(logits, tokens, inverse, *columns, *where, SOFTCAP=softcap, **GRADIENT)
+        with on(logits.device):
+            kernel(logits, tokens, inverse, *columns, *where, SOFTCAP=softcap, **GRADIENT)
 
 
 def launch_policy(
@@ -67,7 +72,8 @@ def launch_policy(
         given = (logits, tokens, inverse, columns.contiguous(), out)
         where = (vocab, logits.stride(0), count, 1 - clip_low, 1 + clip_high)
         block = POLICY_BYTES // logits.element_size()
-        kernel(*given, *where, SOFTCAP=softcap, BLOCK=block, **POLICY)
+        with on(logits.device):
+            kernel(*given, *where, SOFTCAP=softcap, BLOCK=block, **POLICY)
     return out.unbind()
 
 

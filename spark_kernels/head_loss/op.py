@@ -119,7 +119,8 @@ class _Work:
 
     def one_launch(self, logits: Tensor, overwrite: bool) -> bool:
         """Return whether a policy loss of `logits` and its gradient can be one kernel."""
-        return overwrite and self.group is None and fused(logits.device)
+        known = fused(logits.device) and logits.dtype != torch.float64
+        return overwrite and self.group is None and known
 
     def limits(self, part: slice, first: int, vocab: int) -> Limits | None:
         """Return the limited rows of a chunk over the vocabulary [first, first + vocab)."""

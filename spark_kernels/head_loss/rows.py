@@ -62,7 +62,7 @@ class Scaling:
 
 def statistics(logits: Tensor, tokens: Tensor, scaling: Scaling) -> Statistics:
     """Return the statistics of every row of `logits` [C, V]; a token outside [0, V) is not here."""
-    if fused(logits.device):
+    if fused(logits.device) and logits.dtype != torch.float64:
         from spark_kernels.head_loss.launch import launch_statistics
 
         return Statistics(*launch_statistics(logits, tokens, scaling.inverse, scaling.softcap))
@@ -91,7 +91,7 @@ def gradient_(
 
     d logprob / d x_v = [v = token] - p_v;  d entropy / d x_v = -p_v (log p_v + entropy).
     """
-    if fused(logits.device):
+    if fused(logits.device) and logits.dtype != torch.float64:
         from spark_kernels.head_loss.launch import launch_gradient
 
         columns = (stats.normaliser, stats.entropy, by_logprob, by_entropy)

@@ -102,8 +102,8 @@ def gradient_kernel(
     SOFTCAP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Overwrite `BLOCK` logits of a row by their gradient."""
-    row = tl.program_id(1)
-    lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    row = tl.program_id(0)
+    lane = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = lane < vocab
     spot = logits + row.to(tl.int64) * stride + lane
     x = tl.load(spot, mask=inside, other=0.0).to(tl.float32)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from spark_kernels._C import Plan, Schedule
+from spark_kernels.guard import on
 
 SMALL_ROWS = 16
 TABLES = 16  # words before the block tables
@@ -189,15 +190,16 @@ def attend(
     if not programs:
         return out
     launch: Any = tree_attention_kernel[(programs,)]
-    launch(
-        *(q, k, v, k_cache, v_cache, out),
-        *(work.words, plan.positions, work.partial, work.stats, work.counters),
-        *(shape.kv_heads, shape.heads // shape.kv_heads, scale),
-        *(stride for tensor in (q, k, v, out) for stride in tensor.stride()[:2]),
-        WINDOW=window,
-        SOFTCAP=softcap,
-        **tuning,
-    )
+    with on(q.device):
+        launch(
+            *(q, k, v, k_cache, v_cache, out),
+            *(work.words, plan.positions, work.partial, work.stats, work.counters),
+            *(shape.kv_heads, shape.heads // shape.kv_heads, scale),
+            *(stride for tensor in (q, k, v, out) for stride in tensor.stride()[:2]),
+            WINDOW=window,
+            SOFTCAP=softcap,
+            **tuning,
+        )
     return out
 
 

@@ -59,7 +59,9 @@ def test_irregular_trees(data):
 
 def grow_a_tree(draw, prefix: int, **kwargs) -> None:
     """Grow, fork and decode a random tree; every step checks itself."""
-    w = world(block_size=draw(st.sampled_from([1, 3, 4, 16])), num_blocks=2000, **kwargs)
+    size = draw(st.sampled_from([1, 3, 4, 16]))
+    # the prefix, and what three rounds of forks and steps add
+    w = world(block_size=size, num_blocks=-(-prefix // size) + 300, **kwargs)
     live = [w.pool.open()]
     w.step({live[0]: draw(st.integers(1, prefix))})
     for _ in range(draw(st.integers(1, 3))):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from spark_kernels import BlockPool
+from spark_kernels.guard import on
 from spark_kernels.tree_attention import DevicePlan
 
 HEADROOM = 256
@@ -67,7 +68,8 @@ class DecodeBatch:
     """Steps of up to `size` sequences, one token of each.
 
     Only tokens, positions, slots and rows are uploaded in a step; new blocks are entered into the
-    tables on the device. The work list is packed when other sequences step or one outgrows it.
+    tables on the device. The work list is packed when other sequences step, when one has grown
+    elsewhere, or outgrows the list.
     """
 
     def __init__(self, size: int, width: int, model: ModelFunction, pages: Pages) -> None:
@@ -80,6 +82,7 @@ class DecodeBatch:
             pages.pool.plan([], []), device, positions=self._inputs[1], fixed_launch=True, **room
         )
         self._seqs: list[int] = []
+        self._positions: list[int] = []
         self._left = 0
         self._captured = -1
         self._replay: Run = self._run
@@ -94,14 +97,28 @@ class DecodeBatch:
         rows: Sequence[int],
     ) -> Tensor:
         """Compute one token of each sequence; return the logits [len(rows), V] behind `rows`."""
+        with on(self._inputs.device):
+            return self._on_device(seqs, tokens, positions, slots, rows)
+
+    def _on_device(
+        self,
+        seqs: list[int],
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        slots: Sequence[int],
+        rows: Sequence[int],
+    ) -> Tensor:
         null = self._pages.null_slot
         parts = ((tokens, 0), (positions, 0), (slots, null), (rows, null))
         padded = [[*part, *[fill] * (self._size - len(part))] for part, fill in parts]
         self._inputs.copy_(upload(padded, self._inputs.device), non_blocking=True)
-        fresh = seqs != self._seqs or self._left == 0
+        # what grew elsewhere since has blocks that the tables here have not
+        follows = list(positions) == [position + 1 for position in self._positions]
+        fresh = seqs != self._seqs or not follows or self._left == 0
         if fresh:
             self._plan.renew(self._pages.pool.plan(seqs, [1] * len(seqs)))
             self._seqs = list(seqs)
+        self._positions = list(positions)
         if self._plan.moves != self._captured:
             # layers ask for their work lists here, and libraries for their workspace
             self._run()
