@@ -22,6 +22,10 @@ class TokenConstraint(Protocol):
         ...
 
 
+LEAST_TEMPERATURE, LEAST_TOP_P = 1e-5, 1e-9
+"""Below these float32 logits, or the mass kept of them, are no numbers any more."""
+
+
 @dataclass(kw_only=True, slots=True, frozen=True)
 class SamplingParams:
     """How to sample one continuation. Temperature 0 is greedy."""
@@ -43,12 +47,15 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens must be >= 1, got {self.max_tokens}")
-        if not 0.0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature must be >= 0 (0 = greedy), got {self.temperature}")
-        if self.top_k < 0:
-            raise ValueError(f"top_k must be >= 0 (0 = off), got {self.top_k}")
-        if not 0.0 < self.top_p <= 1.0:
-            raise ValueError(f"top_p must be in (0, 1] (1 = off), got {self.top_p}")
+        if self.temperature != 0 and not LEAST_TEMPERATURE <= self.temperature <= 1e6:
+            raise ValueError(
+                f"temperature must be 0 (greedy) or in [{LEAST_TEMPERATURE}, 1e6], "
+                f"got {self.temperature}"
+            )
+        if not 0 <= self.top_k < 2**31:
+            raise ValueError(f"top_k must be in [0, 2**31) (0 = off), got {self.top_k}")
+        if not LEAST_TOP_P <= self.top_p <= 1.0:
+            raise ValueError(f"top_p must be in [{LEAST_TOP_P}, 1] (1 = off), got {self.top_p}")
         if not 0.0 <= self.min_p <= 1.0:
             raise ValueError(f"min_p must be in [0, 1] (0 = off), got {self.min_p}")
         if not 0 <= self.seed < 2**63:

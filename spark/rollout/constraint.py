@@ -39,7 +39,7 @@ class Opening:
 
 
 def make_trie(sequences: Iterable[Sequence[int]]) -> Trie:
-    """Return the tree of `sequences`, each of which may be written."""
+    """Return the tree of `sequences`, each of which may be written; none begins another."""
     trie: Trie = {}
     for sequence in sequences:
         cursor = trie

@@ -101,6 +101,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def aliases(self) -> tuple[str, ...]:
+        """Further names that clients may know it by."""
+        ...
+
+    @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer."""
         ...

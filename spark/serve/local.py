@@ -22,6 +22,7 @@ class LocalBackend:
 
     name = "local"
     options: frozenset[str] = frozenset()
+    aliases: tuple[str, ...] = ()
     constrains = True
 
     def __init__(self, engine: LocalEngine, tokenizer: PreTrainedTokenizerBase, model: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from typing import Annotated, Any
 
@@ -84,6 +85,22 @@ class Body(BaseModel):
     branching: Branching | None = None
 
 
+class EngineOptions(Strict):
+    """Fields that some engines honour besides; their processes take every type on trust."""
+
+    allowed_token_ids: TokenIds | None = None
+    bad_words: list[str] | None = None
+    ebnf: str | None = Field(default=None, min_length=1)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    json_schema: str | dict[str, Any] | None = None
+    logit_bias: dict[str, float] | None = None
+    min_tokens: int | None = Field(default=None, ge=0)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    regex: str | None = Field(default=None, min_length=1)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=2)
+    structured_outputs: dict[str, Any] | None = None
+
+
 class CompletionBody(Body):
     """/v1/completions."""
 
@@ -142,10 +159,8 @@ def to_request(
         most = body.max_completion_tokens or body.max_tokens or backend.context
     else:
         most = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
-    return Request(
-        tokens=tokens,
-        n=body.n,
-        params=SamplingParams(
+    try:
+        params = SamplingParams(
             max_tokens=max(1, most),
             temperature=1.0 if body.temperature is None else body.temperature,
             top_k=max(0, body.top_k or 0),
@@ -154,7 +169,14 @@ def to_request(
             seed=secrets.randbits(62) if body.seed is None else body.seed,
             stop=body.stop,
             stop_token_ids=_stop_ids(body, backend),
-        ),
+        )
+    except ValueError as error:
+        # the message begins with the name of the field
+        raise RequestError(str(error), param=str(error).split()[0]) from None
+    return Request(
+        tokens=tokens,
+        n=body.n,
+        params=params,
         branching=body.branching or Branching(policy="none", keep=False),
         options=options_of(body, backend),
         constrain=constrain,
@@ -166,13 +188,22 @@ def options_of(body: Body, backend: Backend) -> dict[str, Any]:
     """Return the fields that only this engine honours. Raises RequestError for any other."""
     options = {}
     for name, value in (body.model_extra or {}).items():
-        if name in backend.options:
+        if name in backend.options and value is not None:
             options[name] = value
         elif not (name in IGNORED or value is None or NEUTRAL.get(name, object()) == value):
             raise RequestError(
                 f"{name} is not supported by this server's engine: leave it out", param=name
             )
-    return options
+    checked = parsed(EngineOptions, options).model_dump(exclude_unset=True)
+    for name in ("allowed_token_ids", "logit_bias"):
+        for token in checked.get(name, ()):
+            if not str(token).isdecimal() or int(token) >= backend.vocab_size:
+                raise RequestError(
+                    f"{name} has {token!r}, no token id in [0, {backend.vocab_size})", param=name
+                )
+    if isinstance(schema := checked.get("json_schema"), dict):
+        checked["json_schema"] = json.dumps(schema)
+    return checked
 
 
 def _stop_ids(body: Body, backend: Backend) -> tuple[int, ...]:
@@ -182,9 +213,9 @@ def _stop_ids(body: Body, backend: Backend) -> tuple[int, ...]:
 
 def _check(body: Body, backend: Backend) -> None:
     """Raise RequestError for what pydantic cannot see."""
-    if body.model not in (None, backend.model):
+    if body.model not in (None, backend.model, *backend.aliases):
         raise RequestError(
-            f"model={body.model[:80]!r} is not served here; this is {backend.model!r}",
+            f"model={str(body.model)[:80]!r} is not served here; this is {backend.model!r}",
             param="model",
             status=404,
         )
@@ -203,3 +234,26 @@ def _check(body: Body, backend: Backend) -> None:
                 "(recipes: --rollout.no_constrain)",
                 param="branching.constraint",
             )
+
+
+def encoded(tokenizer: Any, body: Body, text: str) -> list[int]:
+    """Return the tokens of a prompt; those of a text's beginning only where a text begins."""
+    begins = body.branching is None or body.branching.tree is None
+    return list(tokenizer.encode(text, add_special_tokens=begins))
+
+
+def plain(at: int, message: Message) -> dict[str, Any]:
+    """Return message `at` with its content as text: templates would print lists as Python does.
+
+    Raises RequestError for parts that are no text.
+    """
+    fields = message.model_dump(exclude_unset=True)
+    if "content" not in fields or isinstance(message.content, str):
+        return fields
+    texts = []
+    for number, part in enumerate(message.content or []):
+        if part.get("type") != "text" or not isinstance(part.get("text"), str):
+            where = f"messages.{at}.content.{number}"
+            raise RequestError(f"{where} must be a text part: this model reads text", param=where)
+        texts.append(part["text"])
+    return {**fields, "content": "\n".join(texts)}

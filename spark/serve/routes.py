@@ -20,8 +20,10 @@ from spark.serve.openai import (
     AnyBody,
     ChatBody,
     CompletionBody,
+    encoded,
     parse_chat,
     parse_completion,
+    plain,
     to_request,
 )
 from spark.serve.plan import Request as TreeRequest
@@ -115,7 +117,7 @@ class TreeRoutes:
         """Return the checked body and the prompt's tokens."""
         body = parse_completion(record, self.trees.backend)
         if isinstance(body.prompt, str):
-            return body, list(self.trees.backend.tokenizer.encode(body.prompt))
+            return body, encoded(self.trees.backend.tokenizer, body, body.prompt)
         return body, body.prompt
 
     def _request(self, body: AnyBody, tokens: list[int]) -> TreeRequest:
@@ -128,7 +130,7 @@ class TreeRoutes:
         return to_request(body, tokens, self.trees.backend, self._constraints.make(wire))
 
     def _chat_tokens(self, body: ChatBody) -> list[int]:
-        messages = [message.model_dump(exclude_unset=True) for message in body.messages]
+        messages = [plain(at, message) for at, message in enumerate(body.messages)]
         variables = dict(body.chat_template_kwargs)
         if body.tools is not None:
             variables["tools"] = body.tools

@@ -214,7 +214,8 @@ class TreeRun:
     def _branch(self, wish: Wish) -> list[Leaf]:
         """Ask the rule and the budget; the parent goes on as child 0."""
         leaf, plan = wish.leaf, self.plan
-        start = len(plan.tokens)
+        # a tag may have been opened by an earlier request
+        start = plan.output_start
         decision = plan.rule.decide(
             State(
                 text=str(self._backend.tokenizer.decode(leaf.tokens[start : wish.place])),

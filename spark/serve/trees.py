@@ -101,11 +101,11 @@ class Trees:
 
     def _admit(self, n: int) -> None:
         limits = self.limits
-        if n > limits.max_leaves:
-            raise RequestError(
-                f"n={n} is above this server's limit of {limits.max_leaves} leaves (max_leaves)",
-                param="n",
-            )
+        for name in ("max_leaves", "max_running_leaves"):
+            if n > (most := getattr(limits, name)):
+                raise RequestError(
+                    f"n={n} is above this server's limit of {most} leaves ({name})", param="n"
+                )
         busy = sum(bool(tree.busy) for tree in self._trees.values())
         if self._reserved + n > limits.max_running_leaves or busy >= limits.max_trees:
             self.metrics.refused("leaves" if busy < limits.max_trees else "trees")

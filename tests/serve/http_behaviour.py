@@ -241,6 +241,14 @@ async def chats_are_answered_and_continued(subject: Subject) -> None:
             turn = [{"role": "tool", "content": "a key"}]
             more = body | {"messages": turn, "n": 1, "temperature": 0, "branching": behind}
             next_turn = await client.good(more, path)
+            parts = [{"type": "text", "text": "look"}]
+            same = await client.good(
+                body | {"messages": [{"role": "user", "content": parts}]}, path
+            )
+            image = [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]
+            status, refused = await client.ask(body | {"messages": image}, path)
+    assert same["prompt_token_ids"] == whole["prompt_token_ids"]
+    assert (status, refused["error"]["param"]) == (400, "messages.0.content.0")
     assert whole["object"] == "chat.completion"
     assert choice["message"] == {"role": "assistant", "content": subject.text(choice["token_ids"])}
     assert len(choice["logprobs"]["content"]) == 24
@@ -267,6 +275,12 @@ async def metrics_count_what_happened(subject: Subject) -> None:
     assert gain["spark:fork_latency_seconds_count"] == 6
     assert gain["spark:token_entropy_nats_count"] == tree["generated_tokens"]
     assert after["spark:trees_running"] == after["spark:leaves_reserved"] == 0
+
+
+def limited(choices: list[list[int]], **more: Any) -> dict[str, Any]:
+    """A `branching` object with a constraint."""
+    constraint = {"opening": "<action>", "choices": choices, **more}
+    return {"branching": {"policy": "none", "constraint": constraint}}
 
 
 def bad_requests(subject: Subject, tree: str) -> list[tuple[dict[str, Any], str | None, int]]:
@@ -320,6 +334,22 @@ def bad_requests(subject: Subject, tree: str) -> list[tuple[dict[str, Any], str 
         ({"max_tokens": "many"}, "max_tokens", 400),
         ({"temperature": -1}, "temperature", 400),
         ({"temperature": "hot"}, "temperature", 400),
+        ({"branching": new, "temperature": 1e-6}, "temperature", 400),
+        ({"branching": new, "top_k": 2**31}, "top_k", 400),
+        ({"branching": new, "top_p": 1e-60}, "top_p", 400),
+        ({"branching": new, "min_tokens": 2.0}, "min_tokens", 400),
+        ({"branching": new, "presence_penalty": True}, "presence_penalty", 400),
+        ({"branching": new, "frequency_penalty": "1"}, "frequency_penalty", 400),
+        ({"branching": new, "repetition_penalty": 0}, "repetition_penalty", 400),
+        ({"branching": new, "logit_bias": {"-1": 1.0}}, "logit_bias", 400),
+        ({"branching": new, "logit_bias": {str(subject.vocab_size): 1.0}}, "logit_bias", 400),
+        ({"branching": new, "allowed_token_ids": [1.5]}, "allowed_token_ids", 400),
+        ({"branching": new, "bad_words": 5}, "bad_words", 400),
+        ({"branching": new, "regex": 5}, "regex", 400),
+        ({"branching": new, "structured_outputs": {"shape": 1}}, "structured_outputs", 400),
+        ({"branching": new, "structured_outputs": "x"}, "structured_outputs", 400),
+        (limited([[3, 4], [3, 4, 5]]), "branching.constraint.choices.0", 400),
+        (limited([[3]], before=[subject.vocab_size]), "branching.constraint.before", 400),
         ({"top_p": 0}, "top_p", 400),
         ({"min_p": 1.5}, "min_p", 400),
         ({"seed": -1}, "seed", 400),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,12 +14,13 @@ from tiny_models import greedy, prompt, tiny, tokenizer
 
 from spark import LocalEngine
 from spark.engines.base import SamplingParams
+from spark.serve.constraint import Constraints
 from spark.serve.limits import Limits
 from spark.serve.local import LocalBackend
 from spark.serve.metrics import Metrics
 from spark.serve.nodes import ServedTree
 from spark.serve.plan import Request
-from spark.serve.protocol import Branching
+from spark.serve.protocol import Branching, Constraint
 from spark.serve.tree import TreeRun
 from spark.serve.trees import Trees
 
@@ -144,5 +146,36 @@ def test_a_leaf_goes_on_behind_a_tools_answer() -> None:
             head = run.leaves[0].tokens[:13]
             assert early.leaves[0].tokens == [*head, *greedy("qwen3", head, 24)]
             assert early.cost.recomputed == 0
+
+    asyncio.run(check())
+
+
+def test_a_tag_may_be_opened_before_a_continuation() -> None:
+    """The same decision branches at its flag, in one request or cut in the middle of the tag."""
+    encode = tokenizer().encode
+    opening, flag = encode("<action>"), [*encode("<explore>a</explore>"), *encode("bed")]
+
+    async def leaves(cut: int) -> int:
+        async with served() as (trees, _, _):
+            make = Constraints(trees.backend).make
+
+            def asked(n: int, before: list[int], **settings: Any) -> Request:
+                limit = Constraint(opening="<action>", choices=[flag], before=before)
+                return replace(request(n, **settings), constrain=make(limit))
+
+            first = asked(
+                1 if cut else 2, opening, branching={"policy": "spark"}, max_tokens=cut or 40
+            )
+            tree, run = await grow(trees, first)
+            if not cut:
+                return len(run.leaves)
+            said = run.leaves[0].tokens[len(PROMPT) :]
+            assert said == flag[:cut]
+            behind = {"tree": tree.id, "from": run.leaves[0].node.id}
+            more = asked(2, [*opening, *said], tokens=[], branching=behind, max_tokens=40)
+            return len((await grow(trees, more))[1].leaves)
+
+    async def check() -> None:
+        assert [await leaves(cut) for cut in (0, 4, len(flag) - 5)] == [2, 2, 2]
 
     asyncio.run(check())

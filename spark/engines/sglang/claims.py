@@ -112,6 +112,8 @@ class Claims:
     def attach(self, req: Any) -> None:
         """Add the page copied for `req` to its prefix, where that ends at the page."""
         tail = self._waiting(req)
+        # an earlier look-up's page may have been given back since
+        req.spark_tail = None
         if tail is not None:
             tail.attached = versions.prefix_length(req) == tail.start
             req.spark_tail = tail

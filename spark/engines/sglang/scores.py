@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from spark.engines.base import LEAST_TEMPERATURE, LEAST_TOP_P
 from spark.engines.sglang.fork import SCORES
 from spark.engines.sglang.hooks import Hook
 from spark.engines.sglang.rows import Rows
@@ -105,9 +106,10 @@ def draw(
     """
     everything = int(info.vocab_size)
     top_k = info.top_ks.clamp(max=everything) if info.need_top_k_sampling else None
-    top_p = info.top_ps if info.need_top_p_sampling else None
+    top_p = info.top_ps.clamp(min=LEAST_TOP_P) if info.need_top_p_sampling else None
     given: dict[str, Any] = {
-        "temperature": info.temperatures.view(-1),
+        # ordinary requests may ask for less than `score` takes
+        "temperature": info.temperatures.view(-1).clamp(min=LEAST_TEMPERATURE),
         "top_k": top_k,
         "allowed": rows.allowed,
     }

@@ -13,7 +13,8 @@ from spark.engines.vllm.options import add_flags, from_flags, options
 NAME = "spark"
 ENDINGS = ("finish_weight_update", "reload_weights")
 """Calls to vLLM's workers after which the weights are others."""
-GROUPS = tuple(f"vllm.{kind}_plugins" for kind in ("general", "io_processor", "platform"))
+KINDS = ("general", "io_processor", "platform", "stat_logger")
+GROUPS = tuple(f"vllm.{kind}_plugins" for kind in KINDS)
 
 
 def register() -> None:

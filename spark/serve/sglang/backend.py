@@ -32,6 +32,7 @@ class SGLangBackend:
 
     name = "sglang"
     options = frozenset(OPTIONS)
+    aliases: tuple[str, ...] = ()
     constrains = True
 
     def __init__(self, manager: Any, limits: Mapping[str, Any]) -> None:

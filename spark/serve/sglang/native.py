@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict
 
-from spark.serve.openai import parse_completion
+from spark.serve.openai import encoded, parse_completion
 from spark.serve.protocol import Branching, RequestError, TokenIds, parsed
 from spark.serve.routes import TreeRoutes, refusal
 
@@ -48,7 +48,7 @@ class NativeRoutes:
             completion = parse_completion(as_completion(body), routes.trees.backend)
             tokens = completion.prompt
             if isinstance(tokens, str):
-                tokens = list(routes.trees.backend.tokenizer.encode(tokens))
+                tokens = encoded(routes.trees.backend.tokenizer, completion, tokens)
             chunk = NativeStream().chunk
             return await routes.answer(http, completion, tokens, whole=as_native, chunk=chunk)
         except Exception as error:

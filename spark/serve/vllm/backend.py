@@ -5,21 +5,28 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from vllm import exceptions
 from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 from vllm.inputs.engine import tokens_input
 
-from spark.engines.base import EngineError, SamplingParams
+from spark.engines.base import EngineError
 from spark.engines.text import Matcher, TokenBytes
 from spark.engines.vllm.plugin import NAME
 from spark.engines.vllm.scores import TokenScores
 from spark.serve.backend import Delta, Fork, LeafRequest
+from spark.serve.protocol import RequestError
 from spark.serve.vllm.params import OPTIONS, vllm_params
 from spark.serve.weights import Shapes
+
+# what vLLM says of a request that it does not take; in older releases a ValueError
+REFUSALS: tuple[type[Exception], ...] = tuple(
+    kind for kind in [getattr(exceptions, "VLLMClientError", None)] if kind is not None
+)
 
 
 class VLLMBackend:
@@ -39,6 +46,8 @@ class VLLMBackend:
         # with a reasoning parser vLLM applies grammars to a part of the text only
         self.constrains = not config.structured_outputs_config.reasoning_parser
         self.weight_version = 0
+        self.aliases: tuple[str, ...] = ()
+        """Set by the server."""
         self.shapes = Shapes(config.model_config.hf_config)
         self._ranks = config.parallel_config.data_parallel_size
         self._text = TokenBytes(tokenizer)
@@ -63,6 +72,15 @@ class VLLMBackend:
 
     async def generate(self, request: LeafRequest) -> AsyncGenerator[Delta, None]:
         """Stream the tokens of one leaf; see `spark.serve.backend.Backend.generate`."""
+        try:
+            async with aclosing(self._stream(request)) as deltas:
+                async for delta in deltas:
+                    yield delta
+        except REFUSALS as error:
+            param = getattr(error, "parameter", None)
+            raise RequestError(str(error), param=param) from error
+
+    async def _stream(self, request: LeafRequest) -> AsyncGenerator[Delta, None]:
         params, version = request.params, self.weight_version
         room = self.context - len(request.tokens)
         if room <= 0:
@@ -78,7 +96,7 @@ class VLLMBackend:
         async with aclosing(streamed) as outputs:
             async for output in outputs:
                 (completion,) = output.outputs
-                delta = self._delta(completion, params, taken, stop)
+                delta = self._delta(completion, request, taken, stop)
                 version = delta.weight_version = version_of(completion, version)
                 self._count(request, delta, first=not taken)
                 taken += delta.tokens
@@ -100,8 +118,17 @@ class VLLMBackend:
             self._trees.pop(tree_of(name), None)
         await release(self.engine.engine_core, names)
 
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """Wait for the requests in progress; those that come meanwhile begin when it is left."""
+        await self.engine.pause_generation(mode="wait", clear_cache=False)
+        try:
+            yield
+        finally:
+            await self.engine.resume_generation()
+
     async def update_weights(self, folder: str, version: int) -> None:
-        """Load the safetensors in `folder` and drop all KV. No request may be running.
+        """Load the safetensors in `folder` and drop all KV, while it is `paused`.
 
         Raises ValueError where weights come another way than out of a folder.
         """
@@ -135,9 +162,12 @@ class VLLMBackend:
         return self._trees.setdefault(tree_of(leaf), len(self._trees) % self._ranks)
 
     def _delta(
-        self, completion: Any, params: SamplingParams, taken: list[int], stop: Matcher | None
+        self, completion: Any, request: LeafRequest, taken: list[int], stop: Matcher | None
     ) -> Delta:
         """Return vLLM's new tokens, cut behind a stop string."""
+        params = request.params
+        least = request.options.get("min_tokens", 0)
+        before = len(request.tokens) - request.prompt_length
         scores: TokenScores = completion.spark or TokenScores()
         tokens, finish = list(completion.token_ids), completion.finish_reason
         if any(map(math.isnan, scores.entropies)):
@@ -146,7 +176,9 @@ class VLLMBackend:
         if finish not in (None, "stop", "length"):
             raise EngineError(f"vLLM ended the request with {finish!r}")
         for at, token in enumerate(tokens):
-            if stop is not None and stop.feed(token) is not None:
+            ended = stop is not None and stop.feed(token) is not None
+            # as vLLM has it: strings are looked for behind the least number of tokens
+            if ended and before + len(taken) + at + 1 > least:
                 del tokens[at + 1 :]
                 finish = "stop"
                 break

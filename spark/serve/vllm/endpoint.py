@@ -61,6 +61,7 @@ class SparkEndpoint:
             return
         names = args.served_model_name or [args.model]
         backend = VLLMBackend.of(engine_client, names[0])
+        backend.aliases = tuple(names[1:])
         trees = Trees(backend, Limits(**chosen.branching_limits), Metrics(REGISTRY))
         self.routes = TreeRoutes(trees, ChatFormat(backend.tokenizer, template(args.chat_template)))
         self._backend, self._weight_updates = backend, chosen.branching_weight_updates
@@ -88,8 +89,9 @@ class SparkEndpoint:
             with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
                 target = Path(folder) / "model.safetensors"
                 version = await receive_file(http, target, self._backend.shapes)
-                await self.routes.trees.drop_all()
-                await self._backend.update_weights(folder, version)
+                async with self._backend.paused():
+                    await self.routes.trees.drop_all()
+                    await self._backend.update_weights(folder, version)
         except Exception as error:
             # a file that cannot be read, tensors that do not fit
             return refusal(error)

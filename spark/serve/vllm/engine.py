@@ -53,6 +53,7 @@ class EmbeddedVLLM(ServedEngine):
         """Let vLLM load from memory that looks like a folder, where this machine has it."""
         shapes = {name: tensor.shape for name, tensor in state.items()}
         self._backend.shapes.check(shapes, foreign=True)
-        await self.server.trees.drop_all()
         with as_folder(state) as folder:
-            await self._backend.update_weights(str(folder), version)
+            async with self._backend.paused():
+                await self.server.trees.drop_all()
+                await self._backend.update_weights(str(folder), version)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import fields
 
+from spark.rollout.chat import APPEND_ONLY
 from spark.serve.launch import become
 from spark.serve.limits import Limits
 
@@ -26,7 +27,7 @@ def command_line(argv: Sequence[str]) -> list[str]:
     Example:
         command_line(["M", "--max_leaves", "8", "--port", "80"])
         # ["serve", "M", "--port", "80", "--branching", "spark", "--branching-limits",
-        #  '{"max_leaves": 8}']
+        #  '{"max_leaves": 8}', "--host", "127.0.0.1"]
     """
     theirs: list[str] = []
     limits: dict[str, float] = {}
@@ -37,10 +38,16 @@ def command_line(argv: Sequence[str]) -> list[str]:
             limits[LIMITS[name]] = json.loads(value if given else next(rest, "null"))
         elif name == "--weight_updates":
             theirs.append("--branching-weight-updates")
+        elif name in ("--chat_template", "--chat-template"):
+            template = value if given else next(rest, "")
+            theirs += ["--chat-template", APPEND_ONLY if template == "append_only" else template]
         else:
             theirs.append(flag)
     if not any(flag.partition("=")[0] == "--branching" for flag in theirs):
         theirs += ["--branching", "spark"]
     if limits:
         theirs += ["--branching-limits", json.dumps(limits)]
+    if not {"--host", "--uds"} & {flag.partition("=")[0] for flag in theirs}:
+        # vLLM itself listens to everybody
+        theirs += ["--host", "127.0.0.1"]
     return ["serve", *theirs]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from vllm import SamplingParams
@@ -9,6 +10,7 @@ from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
 from spark.engines.vllm.branch import Branch
 from spark.serve.backend import LeafRequest
+from spark.serve.protocol import RequestError
 
 OPTIONS = frozenset(
     {
@@ -44,11 +46,18 @@ def vllm_params(request: LeafRequest) -> SamplingParams:
         wire = constraint.wire()
     structured = options.pop("structured_outputs", None)
     if "logit_bias" in options:
+        # JSON has strings as keys
         options["logit_bias"] = {int(token): bias for token, bias in options["logit_bias"].items()}
     if wire is not None:
         # what makes vLLM ask for a grammar; ours takes its place
         structured = StructuredOutputsParams(choice=["-"])
     elif structured is not None:
+        known = [field.name for field in fields(StructuredOutputsParams)]
+        if unknown := sorted(structured.keys() - set(known)):
+            raise RequestError(
+                f"structured_outputs.{unknown[0]} is unknown; known: {', '.join(known)}",
+                param="structured_outputs",
+            )
         structured = StructuredOutputsParams(**structured)
     inherited = len(request.tokens) - request.prompt_length
     branch = Branch(

@@ -16,6 +16,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.sample.sampler import Sampler
 
 from spark.engines.vllm.options import Options, add_flags, from_flags, options
+from spark.rollout.chat import APPEND_ONLY
 from spark.serve.vllm.launch import command_line
 
 pytestmark = pytest.mark.vllm
@@ -85,6 +86,8 @@ def test_without_the_flag_nothing_is_hooked_that_runs_per_token(models: Any) -> 
         "EngineArgs.add_cli_args",
         "EngineArgs.create_engine_config",
         "EngineArgs.from_cli_args",
+        # asked for weights and the like, never for a token
+        "EngineCore.collective_rpc",
         "InputProcessor.process_inputs",
         "WorkerWrapperBase.init_device",
     }
@@ -145,5 +148,9 @@ def test_spark_serve_becomes_vllm_serve() -> None:
     assert command_line(told) == [
         *("serve", "M", "--branching-weight-updates", "--port", "80", "--branching", "spark"),
         *("--branching-limits", '{"max_leaves": 8, "idle_seconds": 2.5}'),
+        *("--host", "127.0.0.1"),
     ]
-    assert command_line(["M", "--branching=none"]) == ["serve", "M", "--branching=none"]
+    given = ["M", "--branching=none", "--host=::"]
+    assert command_line(given) == ["serve", *given]
+    told = command_line(["M", "--chat_template", "append_only", "--uds", "/tmp/s"])
+    assert told[2:4] == ["--chat-template", APPEND_ONLY] and "--host" not in told

@@ -100,6 +100,29 @@ def test_versions(server: Server, tmp_path: Path) -> None:
         asyncio.run(restore(server))
 
 
+def test_ordinary_requests_in_progress_are_waited_for(server: Server) -> None:
+    new, fresh = scaled(0.5)
+    long = {"prompt": TOKENS, "max_tokens": 150, "temperature": 0, "ignore_eos": True}
+
+    async def run() -> None:
+        async with Client(server.url) as client:
+            running = asyncio.create_task(client.good(long | {"return_token_ids": True}))
+            await asyncio.sleep(0.1)
+            url = f"{server.url}/v1/weights?version=6"
+            async with client.session.post(url, data=save(new)) as said:
+                assert said.status == 200, await said.text()
+            old = await running
+            assert old["choices"][0]["token_ids"] == greedy("qwen3", TOKENS, 150)
+            answer = await client.good(BODY)
+            assert answer["choices"][0]["token_ids"] == fresh
+            assert answer["branching"]["weight_version"] == 6
+
+    try:
+        asyncio.run(run())
+    finally:
+        asyncio.run(restore(server))
+
+
 def test_weights_by_vllms_own_calls(server: Server, tmp_path: Path) -> None:
     """As trainers that know nothing of trees send them: vLLM's routes, in development mode.
 
