@@ -52,7 +52,8 @@ async def rollout(
     (an environment, a request) ends its own trajectory and is listed in `tree.info["errors"]`.
 
     Raises RolloutError when nothing but failures came out, and what `on_event` raises at a
-    finished tree; what it raises at other events counts as a failure of that trajectory.
+    finished tree; what it raises at a turn counts as a failure of that trajectory, at other events
+    it is only listed.
 
     When the call is cancelled everything is released and CancelledError goes on; the trees that
     were finished by then have been handed to `on_event`.

@@ -240,7 +240,7 @@ class TreeRun:
         t.lineage = (*t.lineage, 0)
         self.turnstile.move(t, t.earliest, t.lineage)
         self._start(children)
-        self.notify("fork", granted)
+        self._tell("fork", t.turn, t.lineage, t.parent, granted)
 
     async def _granted(self, t: Trajectory, wanted: int) -> int:
         """Reserve up to `wanted` leaves once everybody who comes earlier has asked."""
@@ -286,10 +286,12 @@ class TreeRun:
         self.record.failed(error, turn, lineage, node)
         self._tell("error", turn, lineage, node)
 
-    def _tell(self, kind: Kind, turn: int, lineage: tuple[int, ...], node: int) -> None:
-        """Notify of something that has ended: who listens can fail, and no other is harmed."""
+    def _tell(
+        self, kind: Kind, turn: int, lineage: tuple[int, ...], node: int, count: int = 1
+    ) -> None:
+        """Notify of something that is done: who listens can fail, and nobody is harmed."""
         try:
-            self.notify(kind, 1)
+            self.notify(kind, count)
         except Exception as error:
             self.record.failed(error, turn, lineage, node)
 

@@ -6,9 +6,10 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from pickle import PicklingError
 
 import pytest
-from toy_envs import CorridorSource
+from toy_envs import CorridorSource, Forgetful, SourceOf, Talkative
 
 from spark.envs.base import EnvError, EnvTimeout, RestoreError
 from spark.envs.conformance import conform
@@ -184,3 +185,54 @@ def test_no_process_survives_a_program_that_forgets_to_close():
 def test_zero_workers_are_refused():
     with pytest.raises(ValueError, match="workers=0"):
         PooledSource(CorridorSource(), workers=0)
+
+
+def test_a_fork_that_fails_leaves_nothing_behind():
+    with PooledSource(SourceOf(Forgetful), workers=1) as source:
+        env = source.make()
+        env.reset("corridor")
+        env.step("right")
+        (worker,) = source._workers
+        for _ in range(3):
+            with pytest.raises(RestoreError):
+                env.fork()
+        assert worker.live == 1
+        env.close()
+        assert worker.live == 0
+
+
+def test_a_fork_that_nobody_waits_for_is_closed(pool):
+    async def impatient():
+        env = pool.make()
+        await env.reset_async("corridor")
+        for _ in range(3):
+            fork = asyncio.create_task(env.fork_async())
+            await asyncio.sleep(0)
+            fork.cancel()
+            await asyncio.gather(fork, return_exceptions=True)
+        for _ in range(100):
+            await asyncio.sleep(0.02)
+            if sum(worker.live for worker in pool._workers) == 1:
+                break
+        assert sum(worker.live for worker in pool._workers) == 1
+        env.close()
+
+    asyncio.run(impatient())
+
+
+def test_a_source_that_does_not_pickle_says_so():
+    tied = SourceOf(Forgetful, tied=lambda: 0)
+    refused = pytest.raises((AttributeError, PicklingError), match=r"pickle|lambda")
+    with PooledSource(tied, workers=1) as source, refused:
+        source.make().reset("corridor")
+
+
+def test_an_answer_that_does_not_pickle_costs_nobody_else_anything():
+    with PooledSource(SourceOf(Talkative), workers=1) as source:
+        env, other = source.make(), source.make()
+        env.reset("corridor")
+        other.reset("corridor")
+        (pid,) = source.pids()
+        with pytest.raises(EnvError, match="the answer to step does not pickle"):
+            env.step("right")
+        assert source.pids() == [pid]

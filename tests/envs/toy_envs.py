@@ -102,3 +102,33 @@ class BrokenSource(EndlessSource):
 
 class MuteSource(EndlessSource):
     kind = Mute
+
+
+class Forgetful(Corridor):
+    """Goes elsewhere when its commands are repeated, which a fork by replay does."""
+
+    def begin(self, task, seed):
+        DRIFTS.append(1)
+        return f"{task}, start {os.getpid()} {len(DRIFTS)}", self.info()
+
+    def fresh(self):
+        return Forgetful()
+
+
+class Talkative(Corridor):
+    """Tells what cannot travel between processes."""
+
+    def act(self, action):
+        text, reward, terminated, truncated, info = super().act(action)
+        return text, reward, terminated, truncated, info | {"why": lambda: action}
+
+
+class SourceOf(CorridorSource):
+    """Makes one kind of environment."""
+
+    def __init__(self, kind, tied=None):
+        super().__init__()
+        self.kind, self.tied = kind, tied
+
+    def make(self):
+        return self.kind()
