@@ -41,8 +41,8 @@ def test_random_draws_evenly_from_every_root_and_its_beginning() -> None:
     planner = RandomPlanner(plan_spots=2, plan_rounds=2)
     drawn = [planner.plan(spots(seed), 9, 0) for seed in range(1500)]
     assert all(len(choice) == 4 for choice in drawn)
-    first = Counter(index for choice in drawn for index in choice[:2])
-    second = Counter(index for choice in drawn for index in choice[2:])
+    first = Counter(index for choice in drawn for index in choice[::2])
+    second = Counter(index for choice in drawn for index in choice[1::2])
     assert set(first) == {0, 1, 3} and set(second) == {0, 2, 4, 5}
     # five standard errors of 3000 draws
     assert all(abs(count / 3000 - 1 / 3) < 0.05 for count in first.values())
