@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 from tiny_models import greedy, prompt, tiny, tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from spark import LocalEngine
 from spark.engines.base import SamplingParams
@@ -19,6 +21,7 @@ from spark.serve.limits import Limits
 from spark.serve.local import LocalBackend
 from spark.serve.metrics import Metrics
 from spark.serve.nodes import ServedTree
+from spark.serve.openai import CompletionBody, encoded
 from spark.serve.plan import Request
 from spark.serve.protocol import Branching, Constraint
 from spark.serve.tree import TreeRun
@@ -179,3 +182,19 @@ def test_a_tag_may_be_opened_before_a_continuation() -> None:
         assert [await leaves(cut) for cut in (0, 4, len(flag) - 5)] == [2, 2, 2]
 
     asyncio.run(check())
+
+
+def test_a_text_begins_only_where_a_text_begins() -> None:
+    """Tokenizers that put a token before every text put none behind a leaf."""
+    begins = deepcopy(tokenizer())
+    first = begins.convert_tokens_to_ids("<|end|>")
+    begins.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|end|> $A", special_tokens=[("<|end|>", first)]
+    )
+    text = "look at the bed"
+    plain = tokenizer().encode(text)
+    fresh = CompletionBody(prompt=text)
+    behind = CompletionBody(prompt=text, branching=Branching(tree="t", **{"from": 1}))
+    assert encoded(begins, fresh, text) == [first, *plain]
+    assert encoded(begins, behind, text) == plain
+    assert encoded(begins, behind, "") == []
