@@ -114,7 +114,7 @@ class TreeRun:
         number = 0
         while not self.budget.expired():
             spare = self.config.leaves - len(self.record.ended)
-            chosen = self.stands.chosen(spare, number, self.seed)
+            chosen = self.stands.chosen(spare, number, self.seed, self.record.ended)
             # one after the other: each goes back with the environment of its owner
             started = [each for stand, count in chosen for each in await self._again(stand, count)]
             if not started:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -62,8 +63,14 @@ class Stands:
         """Return the trajectories whose sequences and environments were kept, each once."""
         return list({id(stand.owner): stand.owner for stand in self.kept}.values())
 
-    def chosen(self, spare: int, number: int, seed: int) -> list[tuple[Stand, int]]:
-        """Return where the planner wants to grow in round `number`, and how many leaves."""
+    def chosen(
+        self, spare: int, number: int, seed: int, ended: Sequence[Trajectory]
+    ) -> list[tuple[Stand, int]]:
+        """Return where the planner wants to grow in round `number`, and how many leaves.
+
+        `ended`: all trajectories. Of a root that ended with its first decision only the beginning
+        is left, in its name.
+        """
         if self.planner is None or spare <= 0:
             return []
         self.kept.sort(key=lambda stand: (stand.then.turn, stand.owner.lineage))
@@ -78,5 +85,11 @@ class Stands:
             )
             for stand in self.kept
         ]
+        stands = list(self.kept)
+        known = {spot.lineage[:1] for spot in spots}
+        for t in sorted(ended, key=lambda t: t.lineage):
+            if len(t.lineage) == 1 and t.lineage not in known:
+                stands.append(stands[0])
+                spots.append(replace(spots[0], lineage=t.lineage, entropies=[], won=t.won))
         wanted = self.planner.plan(spots, spare, number)[:spare]
-        return [(self.kept[index], wanted.count(index)) for index in dict.fromkeys(wanted)]
+        return [(stands[index], wanted.count(index)) for index in dict.fromkeys(wanted)]

@@ -166,3 +166,10 @@ def test_rules_see_observations_and_the_first_entropies() -> None:
         assert state.path_sampled >= len(state.entropies) > 0
         assert state.max_entropy == pytest.approx(3.9, abs=0.2)
     assert tree.info["forks"] == 0
+
+
+def test_a_root_that_ends_with_its_first_decision_is_grown_from_the_beginning() -> None:
+    config = replace(CHAINS, roots=2, leaves=4, horizon=1, plan_spots=1)
+    for seed in range(5):
+        (tree,) = roll(config, tasks=["corridor/4/5"], seed=seed)
+        assert [leaf["lineage"] for leaf in tree.info["leaves"]] == [[0], [1], [2], [3]]
