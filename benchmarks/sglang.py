@@ -184,24 +184,19 @@ def fork_cases(
 
 
 def throughput_cases(model: Path, pairs: int, rounds: int, new: int) -> list[Case]:
-    """Compare 16 ordinary requests on stock SGLang, beside the idle plugin, and scored.
-
-    Every pair of engines is a fresh one: two processes with the same engine differ by some per
-    cent for as long as they live, by where their memory happens to lie.
-    """
+    """Compare 16 ordinary requests on stock SGLang, beside the idle plugin, and scored."""
     seconds: dict[str, list[float]] = {"ours": [], "stock": [], "idle plugin": []}
     ways: dict[str, tuple[str, Any]] = {"ours": ("spark", {"score": True})}
     ways |= {"idle plugin": ("spark", None), "stock": ("stock", None)}
-    names = list(ways)
     for _ in range(pairs):
+        # fresh ones: two processes of the same engine differ by some per cent
         with running(model, 16, "spark", "stock") as engines:
             for turn in range(rounds + 1):
-                for name in names[turn % 3 :] + names[: turn % 3]:
-                    engine, spark = ways[name]
-                    took = engines[engine].run(wave(engines[engine], new, spark))
-                    if turn:
-                        seconds[name].append(took)
-    case = {"requests": 16, "new tokens": new, "pairs of engines": pairs}
+                for name in [*ways][turn % 3 :] + [*ways][: turn % 3]:
+                    kind, spark = ways[name]
+                    took = engines[kind].run(wave(engines[kind], new, spark))
+                    seconds[name] += [took] if turn else []
+    case = {"requests": 16, "new tokens": new, "engines": pairs}
     scored = as_case("all tokens scored", case, seconds, 1e3, "ms", {"stock": 1 / 1.03})
     idle = {"ours": seconds["idle plugin"], "stock": seconds["stock"]}
     return [scored, as_case("plugin idle", case, idle, 1e3, "ms", {"stock": 1 / 1.01})]
@@ -209,8 +204,8 @@ def throughput_cases(model: Path, pairs: int, rounds: int, new: int) -> list[Cas
 
 async def wave(engine: Engine, new: int, spark: Any) -> float:
     """Return the seconds that 16 requests of `new` tokens take together."""
-    prompts = torch.randint(SHAPE["vocab_size"], (16, 32)).tolist()
     start = time.perf_counter()
+    prompts = torch.randint(SHAPE["vocab_size"], (16, 32)).tolist()
     await asyncio.gather(*(engine.first(tokens, new, spark) for tokens in prompts))
     return time.perf_counter() - start
 
@@ -272,7 +267,7 @@ def run(quick: bool = False) -> list[Case]:
             with running(model, 1, "spark") as engines:
                 cases += forks(engines, 1, quick)
         cases += throughput_cases(model, *((1, 2, 16) if quick else (4, 4, 48)))
-        return cases + whole_trees(folder, quick)
+        return [*cases, *whole_trees(folder, quick)]
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from spark.engines.base import Engine
 from spark.envs.base import Env
 
 
@@ -20,6 +21,16 @@ async def ask(env: Env, name: str, *args: Any, seconds: float) -> Any:
         return await asyncio.wait_for(slow(*args), seconds)
     except TimeoutError as error:
         raise TimeoutError(f"the environment's {name} took over {seconds} s") from error
+
+
+async def free(engine: Engine, env: Env | None, seq: int | None) -> None:
+    """Release a sequence and close an environment, each whatever becomes of the other."""
+    try:
+        if seq is not None:
+            await engine.release(seq)
+    finally:
+        if env is not None:
+            env.close()
 
 
 def text_of(observation: Any) -> str:

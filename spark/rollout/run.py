@@ -12,8 +12,7 @@ from spark.branching.base import BranchAt, State
 from spark.core import Node, Tree
 from spark.engines.base import Engine
 from spark.envs.base import Env, EnvSource
-from spark.envs.replay import Record as Replayed
-from spark.rollout.ask import ask, text_of
+from spark.rollout.ask import ask, free, text_of
 from spark.rollout.chat import Chat
 from spark.rollout.config import RolloutConfig
 from spark.rollout.constraint import ActionTrie
@@ -115,7 +114,6 @@ class TreeRun:
         while not self.budget.expired():
             spare = self.config.leaves - len(self.record.ended)
             chosen = self.stands.chosen(spare, number, self.seed, self.record.ended)
-            # one after the other: each goes back with the environment of its owner
             started = [each for stand, count in chosen for each in await self._again(stand, count)]
             if not started:
                 return
@@ -138,8 +136,7 @@ class TreeRun:
         node.trigger = node.trigger or (planner.trigger if then.parent else None)
         self.record.account.forks += count if then.parent else 0
         self.record.account.reused += count * then.path_sampled
-        if then.env.fork_kind == "replay" or isinstance(stand.snapshot, Replayed):
-            # to go back to it all its steps were taken again
+        if stand.replays:
             self.record.account.env_steps_replayed += then.steps
         born = zip(seqs, envs, strict=True)
         number, owner.children = owner.children, owner.children + count
@@ -298,11 +295,6 @@ class TreeRun:
     async def _free(self, env: Env | None, seq: int | None) -> None:
         """Release and close; a failure to do so is recorded like any other."""
         try:
-            try:
-                if seq is not None:
-                    await self.engine.release(seq)
-            finally:
-                if env is not None:
-                    env.close()
+            await free(self.engine, env, seq)
         except Exception as error:
             self._failed(error, -1, (), 0)

@@ -28,6 +28,11 @@ class Stand:
     """Of the decision taken here: the owner's own list, which fills while it decides."""
     grown: int = 0
 
+    @property
+    def replays(self) -> bool:
+        """Whether all steps are taken again to return here: a record of them can be replayed."""
+        return self.then.env.fork_kind == "replay" or hasattr(self.snapshot, "replay")
+
 
 @dataclass(kw_only=True, slots=True)
 class Stands:

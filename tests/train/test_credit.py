@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +13,7 @@ from random_trees import random_tree, tiny_model
 from spark.core import Node, Tree
 from spark.train.attention import use_tree_attention
 from spark.train.config import LossConfig
-from spark.train.credit import CreditConfig, credit, leaf_returns
+from spark.train.credit import CreditConfig, credit, leaf_returns, teaches
 from spark.train.loss import low_variance_kl, policy_logs, policy_loss
 from spark.train.pack import Row, pack
 from spark.train.policy import token_logprobs, token_loss
@@ -169,3 +171,23 @@ def test_what_is_logged_of_a_row() -> None:
     assert (logs["tokens"], logs["clipped"], logs["mismatch"]) == (4, 2, 0.5)
     assert logs["kl"] == pytest.approx(4 * (torch.e - 2))
     assert "kl" not in policy_logs(logprobs, old, None, row, LossConfig())
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from(["leaf", "node", "nested", "tree", "depth"]),
+    st.sampled_from(["uniform", "branching"]),
+    st.sampled_from(["deviation", "mean"]),
+)
+def test_a_tree_whose_leaves_earned_the_same_teaches_nothing(
+    seed: int, scheme: str, weights: Any, compare: Any
+) -> None:
+    tree = random_tree(seed, 10)
+    for index, node in enumerate(tree.nodes):
+        node.reward = 0.7 if index in tree.leaves() else 0.0
+        node.done = not tree.children()[index]
+        node.invalid = False
+    config = CreditConfig(scheme=scheme, leaf_weights=weights, compare=compare)
+    assert len(set(leaf_returns(tree, config).values())) == 1
+    assert not teaches(credit(tree, config))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from itertools import product
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from random_trees import random_tree
 
 from spark.core import Node, Tree
-from spark.train.credit import SCHEMES, CreditConfig, credit, leaf_returns, teaches
+from spark.train.credit import SCHEMES, CreditConfig, credit, leaf_returns
 from spark.train.credit.base import Group, node_rewards
 
 COMPARE = ("deviation", "mean", "none")
@@ -112,26 +111,6 @@ def test_schemes_agree_with_their_slow_twin(seed: int, config: CreditConfig) -> 
     for leaf, index in visits:
         expected = twin(tree, leaf, index, config)
         assert advantages[leaf, index] == pytest.approx(expected, abs=1e-9)
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    st.integers(0, 10_000),
-    st.sampled_from(["leaf", "node", "nested", "tree", "depth"]),
-    st.sampled_from(["uniform", "branching"]),
-    st.sampled_from(["deviation", "mean"]),
-)
-def test_a_tree_whose_leaves_earned_the_same_teaches_nothing(
-    seed: int, scheme: str, weights: Any, compare: Any
-) -> None:
-    tree = random_tree(seed, 10)
-    for index, node in enumerate(tree.nodes):
-        node.reward = 0.7 if index in tree.leaves() else 0.0
-        node.done = not tree.children()[index]
-        node.invalid = False
-    config = CreditConfig(scheme=scheme, leaf_weights=weights, compare=compare)
-    assert len(set(leaf_returns(tree, config).values())) == 1
-    assert not teaches(credit(tree, config))
 
 
 @settings(max_examples=60, deadline=None)
