@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
@@ -73,27 +74,39 @@ class ActionTrie:
     def constraint(self, commands: Sequence[str], before: Sequence[int] = ()) -> ActionConstraint:
         """Return the constraint for one decision that already has the tokens `before`.
 
-        Raises ValueError when the tokenizer cannot write one of the commands.
+        Commands that the tokenizer cannot write are left out, with a warning. Raises ValueError
+        where it can write none.
         """
         return ActionConstraint(self._opens, self._trie(tuple(commands)), before)
 
     def _build(self, commands: tuple[str, ...]) -> Trie:
         kept = [c for c in commands if c.split()[:1] and c.split()[0] not in self._exclude]
-        return make_trie(map(self._continuation, kept or commands))
+        written = {command: self._continuation(command) for command in kept or commands}
+        missing = [command for command, tokens in written.items() if not tokens]
+        if len(missing) == len(written):
+            raise ValueError(
+                f"the tokenizer cannot write the command {missing[0]!r} between action tags, nor "
+                "another; use constrain=False or a tokenizer that keeps the tags apart"
+            )
+        for command in missing:
+            warnings.warn(
+                f"the tokenizer cannot write {command!r}: the policy goes without such commands",
+                stacklevel=2,
+            )
+        return make_trie(filter(None, written.values()))
 
     def _continuation(self, command: str) -> list[int]:
-        """Return the tokens of `command` and the closing tag as they follow the opening tag."""
+        """Return the tokens of `command` and the closing tag as they follow the opening tag.
+
+        Nothing where they do not give it back: a word that the tokenizer does not know.
+        """
         if command not in self._continuations:
             tokens = self._chat.encode(f"{ACTION_OPEN} {command} {ACTION_CLOSE}")
             cut = len(self._opening)
             whole = tuple(tokens[:cut]) == self._opening
             written = command_of(self._chat.decode(tokens)) or ""
-            if not whole or not same_but_for_spaces(written, command):
-                raise ValueError(
-                    f"the tokenizer cannot write the command {command!r} between action tags; "
-                    "use constrain=False or a tokenizer that keeps the tags apart"
-                )
-            self._continuations[command] = tokens[cut:]
+            good = whole and same_but_for_spaces(written, command)
+            self._continuations[command] = tokens[cut:] if good else []
         return self._continuations[command]
 
 

@@ -104,6 +104,10 @@ def test_excluded_commands_are_left_out_unless_nothing_else_remains() -> None:
 def test_commands_that_cannot_be_written_are_refused() -> None:
     with pytest.raises(ValueError, match="cannot write the command 'go to shelf 1'"):
         ActionTrie(CHATS["words"]).constraint(("go to shelf 1",))
+    with pytest.warns(UserWarning, match="cannot write 'go to shelf 1': the policy goes without"):
+        constraint = ActionTrie(CHATS["words"]).constraint(("go to shelf 1", "look"))
+    opening = CHATS["words"].encode("<action>")
+    assert constraint.allowed(opening) == CHATS["words"].encode("look")
 
 
 def test_a_tokenizer_that_melts_tag_and_command_is_refused() -> None:
