@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import time
@@ -53,14 +54,27 @@ class Server:
             self.process.wait()
 
 
+def free_port() -> tuple[int, str]:
+    """Return a port and its URL, outside of the range from which connections get theirs.
+
+    A server takes seconds until it listens, in which any connection could take its port.
+    """
+    for port in random.sample(range(20_000, 32_000), 100):
+        try:
+            listener, url = bind("127.0.0.1", port)
+        except OSError:
+            continue
+        listener.close()
+        return port, url
+    raise AssertionError("a hundred ports are taken")
+
+
 @contextmanager
 def running(
     command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[Server]:
     """Run `command`, which listens on the port that is added to it, until left."""
-    listener, url = bind("127.0.0.1", 0)
-    port = url.rpartition(":")[2]
-    listener.close()
+    port, url = free_port()
     with log.open("wb") as out:
         process = subprocess.Popen(
             [*command, f"--port={port}"],
