@@ -484,7 +484,8 @@ async def deleting_a_running_tree_ends_its_request(subject: Subject) -> None:
             for _ in range(5):
                 plain = subject.body(max_tokens=0, branching={"policy": "none"})
                 behind = {"tree": (await client.good(plain))["branching"]["id"], "from": 0}
-                long = subject.body(prompt=[], max_tokens=subject.context - 20, branching=behind)
+                most = subject.context - 20
+                long = subject.body(prompt=[], n=8, max_tokens=most, branching=behind)
                 task = await running(client, client, long)
                 assert await client.delete(behind["tree"]) == 200
                 status, answer = await task
