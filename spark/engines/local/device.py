@@ -98,35 +98,25 @@ class DecodeBatch:
     ) -> Tensor:
         """Compute one token of each sequence; return the logits [len(rows), V] behind `rows`."""
         with on(self._inputs.device):
-            return self._on_device(seqs, tokens, positions, slots, rows)
-
-    def _on_device(
-        self,
-        seqs: list[int],
-        tokens: Sequence[int],
-        positions: Sequence[int],
-        slots: Sequence[int],
-        rows: Sequence[int],
-    ) -> Tensor:
-        null = self._pages.null_slot
-        parts = ((tokens, 0), (positions, 0), (slots, null), (rows, null))
-        padded = [[*part, *[fill] * (self._size - len(part))] for part, fill in parts]
-        self._inputs.copy_(upload(padded, self._inputs.device), non_blocking=True)
-        # what grew elsewhere since has blocks that the tables here have not
-        follows = list(positions) == [position + 1 for position in self._positions]
-        fresh = seqs != self._seqs or not follows or self._left == 0
-        if fresh:
-            self._plan.renew(self._pages.pool.plan(seqs, [1] * len(seqs)))
-            self._seqs = list(seqs)
-        self._positions = list(positions)
-        if self._plan.moves != self._captured:
-            # layers ask for their work lists here, and libraries for their workspace
-            self._run()
-            self._replay = capture(self._run, self._inputs.device)
-            self._captured = self._plan.moves
-        self._left = self._plan.growth if fresh else self._left - 1
-        self._replay()
-        return self._logits[: len(rows)]
+            null = self._pages.null_slot
+            parts = ((tokens, 0), (positions, 0), (slots, null), (rows, null))
+            padded = [[*part, *[fill] * (self._size - len(part))] for part, fill in parts]
+            self._inputs.copy_(upload(padded, self._inputs.device), non_blocking=True)
+            # what grew elsewhere since has blocks that the tables here have not
+            follows = list(positions) == [position + 1 for position in self._positions]
+            fresh = seqs != self._seqs or not follows or self._left == 0
+            if fresh:
+                self._plan.renew(self._pages.pool.plan(seqs, [1] * len(seqs)))
+                self._seqs = list(seqs)
+            self._positions = list(positions)
+            if self._plan.moves != self._captured:
+                # layers ask for their work lists here, and libraries for their workspace
+                self._run()
+                self._replay = capture(self._run, self._inputs.device)
+                self._captured = self._plan.moves
+            self._left = self._plan.growth if fresh else self._left - 1
+            self._replay()
+            return self._logits[: len(rows)]
 
     def _run(self) -> None:
         tokens, positions, slots, rows = self._inputs.unbind()
