@@ -225,7 +225,6 @@ def _check(body: Body, backend: Backend) -> None:
         raise RequestError(
             "max_tokens=0 begins a tree: it needs branching and n=1", param="max_tokens"
         )
-    options_of(body, backend)
     if body.branching is not None:
         body.branching.check()
         if body.branching.constraint is not None and not backend.constrains:

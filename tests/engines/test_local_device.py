@@ -155,6 +155,7 @@ def test_bfloat16_engine_is_close_to_transformers() -> None:
                 logs = local.model(ids).logits[0].float().log_softmax(-1)
             rows = torch.arange(len(tokens) - 1, ids.shape[1] - 1)
             want = logs[rows, ids[0, len(tokens) :]]
+            # two bfloat16 forwards of this model differ by up to 0.09 on a CPU, by prompt and seed
             torch.testing.assert_close(torch.tensor(out.logprobs), want.cpu(), rtol=0, atol=0.15)
 
     asyncio.run(main())

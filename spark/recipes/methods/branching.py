@@ -61,7 +61,7 @@ def fixed(recipe: Recipe) -> Recipe:
 def novelty(recipe: Recipe) -> Recipe:
     """Return branching in states unlike those before them (Never Give Up, arXiv 2002.06038).
 
-    `--train.credit.novelty_bonus` adds the novelty to the reward as well, as there.
+    `spark train novelty --train.credit.novelty_bonus` adds the novelty to the reward, as there.
     """
     return method(recipe, rule="score", score="novelty", pacing="paced", **PAPER)
 

@@ -23,10 +23,8 @@ from spark.serve.protocol import RequestError
 from spark.serve.vllm.params import OPTIONS, vllm_params
 from spark.serve.weights import Shapes
 
-# what vLLM says of a request that it does not take; in older releases a ValueError
-REFUSALS: tuple[type[Exception], ...] = tuple(
-    kind for kind in [getattr(exceptions, "VLLMClientError", None)] if kind is not None
-)
+# what vLLM raises for a request that it does not take; in older releases a ValueError, as ours
+REFUSALS = (exceptions.VLLMClientError,) if hasattr(exceptions, "VLLMClientError") else ()
 
 
 class VLLMBackend:
