@@ -36,9 +36,9 @@ def make_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
         async with backend.engine:
-            expiry = asyncio.create_task(trees.expire())
+            watch = asyncio.create_task(trees.watch())
             yield
-            expiry.cancel()
+            watch.cancel()
             await routes.jobs.finish()
 
     app = FastAPI(title="Spark", lifespan=lifespan)

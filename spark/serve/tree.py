@@ -11,6 +11,7 @@ from heapq import heappop, heappush
 from spark.branching.base import State
 from spark.branching.budgets import TreeBudget
 from spark.core import Node, Watch
+from spark.engines.base import EngineError
 from spark.engines.text import Matcher, TokenBytes
 from spark.seeds import derive_seed
 from spark.serve.backend import Backend, Delta, LeafRequest
@@ -147,6 +148,12 @@ class TreeRun:
         except Exception as error:
             # whoever waits for the queue must learn of it
             self._queue.put_nowait((leaf, error))
+        except asyncio.CancelledError:
+            if not self._tasks[leaf].cancelling():
+                # nobody here wanted it: an engine that dies or aborts cancels what is under way
+                stopped = EngineError(f"{leaf.id} was stopped in the engine")
+                self._queue.put_nowait((leaf, stopped))
+            raise
 
     def _grow(self, leaf: Leaf, delta: Delta) -> None:
         """Take in new tokens: node, accounts, and whether the rule may want to branch."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
+from spark.engines.base import EngineError
 from spark.engines.text import TokenBytes
 from spark.serve.backend import Backend
 from spark.serve.limits import Limits
@@ -90,10 +91,14 @@ class Trees:
         for tree in list(self._trees.values()):
             await self._drop(tree)
 
-    async def expire(self) -> None:
-        """Drop idle trees, forever; the server runs it beside the requests."""
+    async def watch(self) -> None:
+        """Drop idle trees and fail what waits for a dead engine, forever, beside the requests."""
         while True:
-            await asyncio.sleep(min(5.0, self.limits.idle_seconds / 4))
+            await asyncio.sleep(min(1.0, self.limits.idle_seconds / 4))
+            if (failure := self.backend.failure) is not None:
+                # one that is stopped may forget to tell those who wait for it
+                for run in self._runs:
+                    run.fail(EngineError(failure))
             before = time.monotonic() - self.limits.idle_seconds
             for tree in list(self._trees.values()):
                 if not tree.busy and tree.last_used <= before:

@@ -40,7 +40,7 @@ def test_who_gets_a_request(path: str, chunks: list[bytes], reached: str) -> Non
 
         return answer
 
-    async def expire() -> None:
+    async def watch() -> None:
         pass
 
     async def ask() -> None:
@@ -53,7 +53,7 @@ def test_who_gets_a_request(path: str, chunks: list[bytes], reached: str) -> Non
         async def receive() -> Any:
             return next(messages)
 
-        graft = Graft(application("engine"), application("trees"), SimpleNamespace(expire=expire))
+        graft = Graft(application("engine"), application("trees"), SimpleNamespace(watch=watch))
         await graft({"type": "http", "path": path, "method": "POST"}, receive, None)
 
     asyncio.run(ask())

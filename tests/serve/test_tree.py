@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -15,7 +15,7 @@ from tiny_models import greedy, prompt, tiny, tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from spark import LocalEngine
-from spark.engines.base import SamplingParams
+from spark.engines.base import EngineError, SamplingParams
 from spark.serve.constraint import Constraints
 from spark.serve.limits import Limits
 from spark.serve.local import LocalBackend
@@ -100,6 +100,22 @@ def test_nodes_make_the_leaves_and_count_each_token_once() -> None:
             assert engine.stats()["blocks_in_use"] == 0
 
     asyncio.run(check())
+
+
+def test_a_leaf_that_is_stopped_in_the_engine_fails_its_request() -> None:
+    async def check() -> None:
+        async with served() as (trees, engine, _):
+            with pytest.raises(EngineError, match=r"tree-.*/0\.0 was stopped in the engine"):
+                async with (
+                    trees.run(request(max_tokens=400)) as (_, run),
+                    aclosing(run.events()) as e,
+                ):
+                    async for event in e:
+                        if event.delta is not None:
+                            await trees.backend.abort([run.leaves[0].id])
+            assert engine.stats()["blocks_in_use"] == 0
+
+    asyncio.run(asyncio.wait_for(check(), 60))
 
 
 def test_children_resample_the_flagged_token() -> None:

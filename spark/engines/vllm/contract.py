@@ -80,6 +80,12 @@ CONTRACT = (
         why="counts ancestors' tokens as output",
     ),
     Uses("v1/engine/__init__.py", "EngineCoreOutput", mentions=("kv_transfer_params",)),
+    Uses(
+        "v1/engine/utils.py",
+        "CoreEngineProcManager.monitor_engine_liveness",
+        mentions=("failed_proc_name",),
+        why="knows an engine that died from one that was ended",
+    ),
     Uses(OUTPUTS, "OutputProcessor.process_outputs", why="reads scores"),
     Uses(OUTPUTS, "RequestState._new_completion_output"),
     Uses(INPUTS, "InputProcessor.process_inputs", why="checks a branch"),

@@ -56,8 +56,8 @@ class SGLangBackend:
 
     @property
     def failure(self) -> str | None:
-        """Why the engine answers nothing any more: SGLang ends the process where it fails."""
-        return "SGLang is shutting down" if self._manager.gracefully_exit else None
+        """Nothing: SGLang ends this process where its engine fails."""
+        return None
 
     async def generate(self, request: LeafRequest) -> AsyncGenerator[Delta, None]:
         """Stream the tokens of one leaf; see `spark.serve.backend.Backend.generate`."""

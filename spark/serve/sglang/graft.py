@@ -25,7 +25,7 @@ class Graft:
 
     def __init__(self, app: ASGIApp, trees_app: ASGIApp, trees: Trees) -> None:
         self._app, self._trees_app, self._trees = app, trees_app, trees
-        self._expiry: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hand one request to whom it is for."""
@@ -33,8 +33,8 @@ class Graft:
         if scope["type"] != "http" or not path.startswith((*SHARED_PATHS, TREE_PATHS)):
             await self._app(scope, receive, send)
             return
-        if self._expiry is None:
-            self._expiry = asyncio.create_task(self._trees.expire())
+        if self._watch is None:
+            self._watch = asyncio.create_task(self._trees.watch())
         if path.startswith(TREE_PATHS):
             await self._trees_app(scope, receive, send)
             return

@@ -65,7 +65,7 @@ class SparkEndpoint:
         trees = Trees(backend, Limits(**chosen.branching_limits), Metrics(REGISTRY))
         self.routes = TreeRoutes(trees, ChatFormat(backend.tokenizer, template(args.chat_template)))
         self._backend, self._weight_updates = backend, chosen.branching_weight_updates
-        self._expiry = asyncio.create_task(trees.expire())
+        self._watch = asyncio.create_task(trees.watch())
         atexit.register(fail_if_dead, engine_client)
 
     async def facts(self) -> Response:
@@ -101,9 +101,11 @@ class SparkEndpoint:
 def fail_if_dead(engine: Any) -> None:
     """End the process with code 1 when its engine has died: vLLM stops listening, but ends with 0.
 
-    Whoever supervises the server would take that for a proper end.
+    Whoever supervises the server would take that for a proper end. A server that is told to stop
+    ends its engine, too, and well.
     """
-    if engine.errored:
+    manager = engine.engine_core.resources.engine_manager
+    if manager is not None and manager.failed_proc_name is not None:
         sys.stderr.flush()
         os._exit(1)
 
