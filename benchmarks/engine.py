@@ -1,8 +1,12 @@
-"""Decode throughput of the embedded engine against transformers' `generate` and its batching."""
+"""Decode throughput of the embedded engine against transformers' `generate` and its batching.
+
+The floor is the time of the model's matrix products alone, by the faster of torch's two kernels.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -14,7 +18,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from benchmarks.harness import Case, interleave
+from benchmarks.harness import Case, Run, interleave
 from spark import LocalEngine
 from spark.engines.base import SamplingParams
 
@@ -24,6 +28,7 @@ SIZES = {
     "27M": {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8},
 }
 TARGETS = {"generate": 1.0, "continuous": 5.0}
+Kernel = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def run(quick: bool = False) -> list[Case]:
@@ -44,12 +49,15 @@ def decode(size: str, dtype: torch.dtype, batch: int, rounds: int, new: int) -> 
     ours = partial(embedded, LocalEngine(model, num_blocks=1024), ids, new)
     static = partial(generate, model, ids, new)
     assert ours() == static() or dtype != torch.float32, "fp32 tokens differ from generate's"
-    times = interleave({"ours": ours, "generate": static}, rounds=rounds, warmup=1)
+    turns = {"ours": ours, "generate": static}
+    turns |= {f"floor {name}": run for name, run in products(model, batch, new).items()}
+    times = interleave(turns, rounds=rounds, warmup=1)
+    least = min(times.pop(name).median for name in list(times) if name.startswith("floor"))
     # many seconds a call: two rounds are enough for a factor of five
     slow = partial(continuous, model, ids, new)
     times |= interleave({"continuous": slow}, rounds=2, warmup=0)
     rates = {name: timing.rate(batch * new) for name, timing in times.items()}
-    mine = rates.pop("ours")
+    mine, floor = rates.pop("ours"), batch * new / least
     ratio = {name: mine.median / other.median for name, other in rates.items()}
     return Case(
         op="decode",
@@ -59,9 +67,36 @@ def decode(size: str, dtype: torch.dtype, batch: int, rounds: int, new: int) -> 
         ours=mine,
         baselines=rates,
         ratio=ratio,
+        floor=floor,
+        fraction_of_floor=mine.median / floor,
         target=TARGETS,
         met=all(ratio[name] >= goal for name, goal in TARGETS.items()),
     )
+
+
+def products(model: PreTrainedModel, batch: int, new: int) -> dict[str, Run]:
+    """Return runs of the linear layers alone, for a prefill and `new` - 1 further tokens each.
+
+    One by torch's kernel, one by oneDNN's for weights that were packed before.
+    """
+    head = model.get_output_embeddings()
+    layers = [each for each in model.modules() if isinstance(each, torch.nn.Linear)]
+
+    def run(kernel: Kernel, weights: list[torch.Tensor]) -> None:
+        with torch.inference_mode():
+            for rows in [batch * PROMPT, *[batch] * (new - 1)]:
+                for layer, weight in zip(layers, weights, strict=True):
+                    # of a prompt only the last token needs logits
+                    wanted = batch if layer is head else rows
+                    kernel(torch.zeros(wanted, layer.in_features, dtype=layer.weight.dtype), weight)
+
+    plain = [layer.weight for layer in layers]
+    packed = [torch.ops.mkldnn._reorder_linear_weight(w.detach(), None) for w in plain]
+    pointwise = torch.ops.mkldnn._linear_pointwise
+    return {
+        "torch": partial(run, torch.nn.functional.linear, plain),
+        "packed": partial(run, lambda x, w: pointwise(x, w, None, "none", [], ""), packed),
+    }
 
 
 def random_model(size: str, dtype: torch.dtype) -> PreTrainedModel:

@@ -266,7 +266,7 @@ def run(quick: bool = False) -> list[Case]:
         if not quick:
             with running(model, 1, "spark") as engines:
                 cases += forks(engines, 1, quick)
-        cases += throughput_cases(model, *((1, 2, 16) if quick else (4, 4, 48)))
+        cases += throughput_cases(model, *((1, 2, 16) if quick else (10, 3, 32)))
         return [*cases, *whole_trees(folder, quick)]
 
 
