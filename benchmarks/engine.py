@@ -82,14 +82,20 @@ def products(model: PreTrainedModel, batch: int, new: int) -> dict[str, Run]:
     head = model.get_output_embeddings()
     layers = [each for each in model.modules() if isinstance(each, torch.nn.Linear)]
 
+    def inputs(rows: int) -> list[torch.Tensor]:
+        # of a prompt only the last token needs logits
+        return [
+            torch.zeros(batch if x is head else rows, x.in_features, dtype=dtype) for x in layers
+        ]
+
     def run(kernel: Kernel, weights: list[torch.Tensor]) -> None:
         with torch.inference_mode():
-            for rows in [batch * PROMPT, *[batch] * (new - 1)]:
-                for layer, weight in zip(layers, weights, strict=True):
-                    # of a prompt only the last token needs logits
-                    wanted = batch if layer is head else rows
-                    kernel(torch.zeros(wanted, layer.in_features, dtype=layer.weight.dtype), weight)
+            for step in [prefill, *[decode] * (new - 1)]:
+                for x, weight in zip(step, weights, strict=True):
+                    kernel(x, weight)
 
+    dtype = head.weight.dtype
+    prefill, decode = inputs(batch * PROMPT), inputs(batch)
     plain = [layer.weight for layer in layers]
     packed = [torch.ops.mkldnn._reorder_linear_weight(w.detach(), None) for w in plain]
     pointwise = torch.ops.mkldnn._linear_pointwise

@@ -99,6 +99,8 @@ class Trees:
                 # one that is stopped may forget to tell those who wait for it
                 for run in self._runs:
                     run.fail(EngineError(failure))
+                # nor does it hold KV that could be released
+                continue
             before = time.monotonic() - self.limits.idle_seconds
             for tree in list(self._trees.values()):
                 if not tree.busy and tree.last_used <= before:

@@ -114,6 +114,7 @@ class CorridorSource(PlainCorridors):
     def make(self) -> Corridor:
         source = self
 
+        # which class it extends is known when it runs
         class Tracked(self.kind):  # type: ignore[misc,name-defined]
             def __init__(self) -> None:
                 super().__init__()

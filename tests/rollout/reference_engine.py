@@ -64,6 +64,7 @@ class ReferenceEngine:
         del self.live[seq]
 
     async def update_weights(self, state: Mapping[str, Any], version: int) -> None:
+        """Never asked: rollouts change no weights."""
         raise NotImplementedError
 
     def length(self, seq: int) -> int:

@@ -155,6 +155,7 @@ def test_rules_see_observations_and_the_first_entropies() -> None:
 
     import test_regrowth as here
 
+    # the rule finds it by name, as it would a user's
     here.remember = remember  # type: ignore[attr-defined]
     config = RolloutConfig(rule="score", score="test_regrowth:remember", horizon=6, max_tokens=16)
     (tree,) = roll(config, tasks=TASKS[:1])

@@ -118,6 +118,28 @@ def test_a_leaf_that_is_stopped_in_the_engine_fails_its_request() -> None:
     asyncio.run(asyncio.wait_for(check(), 60))
 
 
+def test_who_waits_for_a_dead_engine_is_told() -> None:
+    """As vLLM when it is stopped: the engine is gone, and nobody tells those who wait."""
+
+    class Silent(LocalBackend):
+        failure = "it was stopped"
+
+        async def generate(self, request: Any) -> AsyncGenerator[Any, None]:
+            await asyncio.Event().wait()
+            yield
+
+    async def check() -> None:
+        async with served() as (trees, engine, _):
+            trees.backend = Silent(engine, tokenizer(), "tiny")
+            watch = asyncio.create_task(trees.watch())
+            for _ in range(2):
+                with pytest.raises(EngineError, match="it was stopped"):
+                    await grow(trees, request())
+            watch.cancel()
+
+    asyncio.run(asyncio.wait_for(check(), 60))
+
+
 def test_children_resample_the_flagged_token() -> None:
     async def check() -> None:
         async with served() as (trees, _, _):

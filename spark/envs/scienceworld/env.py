@@ -105,6 +105,7 @@ class Commands(Sequence[str]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and self.known() == list(other)
 
+    # like a list; the base class promises a hash
     __hash__ = None  # type: ignore[assignment]
 
     def __reduce__(self) -> tuple[Any, ...]:
