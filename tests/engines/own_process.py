@@ -57,9 +57,9 @@ class Server:
 def free_port() -> tuple[int, str]:
     """Return a port and its URL, outside of the range from which connections get theirs.
 
-    A server takes seconds until it listens, in which any connection could take its port. Two suites
-    side by side must not draw the same ones, whatever seeds their tests set: vLLM shares a port with
-    whoever else listens on it.
+    A server takes seconds until it listens, in which any connection could take its port. Two
+    suites side by side must not draw the same ones, whatever seeds their tests set: vLLM shares a
+    port with whoever else listens on it.
     """
     for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
         try:
