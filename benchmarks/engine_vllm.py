@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness import Case, interleave
-from benchmarks.vllm import ENVIRONMENT, apart, prompt, saved
+from benchmarks.stepped import ENVIRONMENT, prompt, saved
+from benchmarks.vllm_cost import apart
 from spark import LocalEngine
 from spark.engines.base import SamplingParams
 
@@ -57,7 +58,7 @@ def beside(model: Path, quick: bool) -> list[Case]:
 
 
 def decode(engine: LocalEngine, batch: int, new: int) -> list[list[int]]:
-    """Return the continuations of the prompts that `benchmarks.vllm.decode` continues."""
+    """Return the continuations of the prompts that `benchmarks.vllm_cost.decode` continues."""
     params = SamplingParams(max_tokens=new, temperature=0.0)
 
     async def one(index: int) -> list[int]:

@@ -8,30 +8,17 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.engine import VOCAB, random_model
-from benchmarks.harness import Case, interleave
+from benchmarks.engine import VOCAB
+from benchmarks.harness import Case
 from benchmarks.served import server, timing, tree_model, trees
+from benchmarks.stepped import ENVIRONMENT, engine, prompt, saved
+from benchmarks.vllm_cost import costs
 
 BEFORE = 4
 """Tokens that the parent has sampled when its children come."""
-ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "2",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-}
 # model, block size, prefix, children, rounds
 FORKS = (
     ("27M", 128, 512, 4, 5),
@@ -64,44 +51,6 @@ def whole_trees(folder: Path, quick: bool) -> list[Case]:
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     with server(model, *flags) as url:
         return trees(url, VOCAB, quick)
-
-
-def saved(folder: Path, size: str) -> Path:
-    """Write a random model of `size` where it is not there yet."""
-    target = folder / size
-    if not target.exists():
-        model = random_model(size, torch.float32)
-        model.config.max_position_embeddings = 8192
-        model.save_pretrained(target)
-    return target
-
-
-@contextmanager
-def engine(model: Path, *, branching: dict[str, Any], block: int, length: int) -> Iterator[Any]:
-    """Run one engine in this process."""
-    from spark.engines.vllm.stepper import Stepper
-
-    made = Stepper(
-        str(model),
-        skip_tokenizer_init=True,
-        dtype="float32",
-        enforce_eager=True,
-        block_size=block,
-        max_model_len=length,
-        num_gpu_blocks_override=max(64, 20 * length // block),
-        max_num_seqs=64,
-        additional_config=branching,
-        disable_log_stats=True,
-    )
-    try:
-        yield made
-    finally:
-        made.close()
-
-
-def prompt(length: int) -> list[int]:
-    """Return random token ids."""
-    return torch.randint(VOCAB, (length,), generator=torch.Generator().manual_seed(1)).tolist()
 
 
 def forks(folder: Path, wanted: tuple[Any, ...]) -> list[Case]:
@@ -193,95 +142,3 @@ def children_of(
     streams = [made.streams.pop(f"c{child}") for child in range(children)]
     again = sum(stream.scores.recomputed for stream in streams) / children
     return took, tuple(stream.tokens[0] for stream in streams), again
-
-
-def costs(folder: Path, quick: bool) -> list[Case]:
-    """Decode throughput with the plugin off, idle and scoring every token, against plain vLLM."""
-    from spark.engines.vllm.branch import Branch
-
-    cases = []
-    sequences = 16
-    for size, new, rounds in (("1M", 32, 3),) if quick else (("1M", 128, 15), ("27M", 64, 7)):
-        model = saved(folder, size)
-        with (
-            apart(model, None) as plain,
-            apart(model, {"branching": "none"}) as off,
-            apart(model, {"branching": "spark"}) as ours,
-        ):
-            want = plain(sequences, new)
-            assert off(sequences, new) == want == ours(sequences, new)
-            for what, call, branch, least in (
-                ("off", off, None, 0.99),
-                ("idle", ours, None, 0.99),
-                ("scoring", ours, Branch(), 0.97),
-            ):
-                variants = {
-                    "ours": partial(call, sequences, new, branch, 1.0),
-                    "vllm": partial(plain, sequences, new, None, 1.0),
-                }
-                times = interleave(variants, rounds=rounds, warmup=1)
-                rates = {name: t.rate(sequences * new) for name, t in times.items()}
-                ratio = rates["ours"].median / rates["vllm"].median
-                cases.append(
-                    Case(
-                        op=what,
-                        case={"model": size, "sequences": sequences},
-                        metric="throughput",
-                        unit="tokens/s",
-                        ours=rates["ours"],
-                        baselines={"vllm": rates["vllm"]},
-                        ratio={"vllm": ratio},
-                        target={"vllm": least},
-                        met=ratio >= least,
-                    )
-                )
-    return cases
-
-
-@contextmanager
-def apart(model: Path, branching: dict[str, str] | None) -> Iterator[Any]:
-    """Yield `decode` on vLLM in a process of its own, as hooks are a whole process's.
-
-    `branching`: the plugin's options; None = vLLM does not even load it.
-    """
-    context = get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=answer_calls, args=(model, branching, there))
-    process.start()
-
-    def call(*arguments: Any) -> list[list[int]]:
-        here.send(arguments)
-        tokens: list[list[int]] = here.recv()
-        return tokens
-
-    try:
-        yield call
-    finally:
-        here.send(None)
-        process.join()
-
-
-def answer_calls(model: Path, branching: dict[str, str] | None, calls: Connection) -> None:
-    """Decode as often as asked; None ends it."""
-    if branching is None:
-        os.environ["VLLM_PLUGINS"] = ""
-    with engine(model, branching=branching or {}, block=128, length=512) as made:
-        for arguments in iter(calls.recv, None):
-            calls.send(decode(made, *arguments))
-
-
-def decode(
-    made: Any, sequences: int, new: int, branch: Any = None, temperature: float = 0.0
-) -> list[list[int]]:
-    """Return the continuations of `sequences` short prompts."""
-    for index in range(sequences):
-        made.add(
-            str(index),
-            prompt(8 + index),
-            branch,
-            temperature=temperature,
-            max_tokens=new,
-            detokenize=False,
-        )
-    made.finish()
-    return [made.streams.pop(str(index)).tokens for index in range(sequences)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 KEY = "spark"
@@ -35,8 +35,12 @@ class Branch:
     """Report entropy, log-probability and kept mass of every token."""
 
     def as_extra_args(self) -> dict[str, Any]:
-        """Return the value for `SamplingParams.extra_args`."""
-        return {KEY: asdict(self)}
+        """Return the value for `SamplingParams.extra_args`; what is as usual is left out."""
+        told = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {KEY: {name: told[name] for name in told if told[name] != getattr(USUAL, name)}}
+
+
+USUAL = Branch()
 
 
 def branch_of(params: Any) -> Branch | None:

@@ -36,17 +36,31 @@ def with_kv_fork(original: Copy) -> Copy:
 def whole_blocks(caches: Sequence[Tensor], num_blocks: int) -> list[Tensor]:
     """Return the caches as uint8 [num_blocks, 1, 1, bytes of a block]; empty = not possible.
 
-    Layers that share a cache are given once. Possible where every layer has storage of its own,
-    block after block, the same size in all of them.
+    What several layers share is given once. Possible where memory goes block after block, in a
+    layer's own part or in a storage that holds all layers of a block, with blocks of one size.
     """
     found: dict[int, Tensor] = {}
     for cache in caches:
         storage = cache.untyped_storage()
         parts, rest = divmod(cache.shape[0], num_blocks)
         stride = cache.stride(0) * cache.element_size() * parts
-        if rest or cache.device.type not in COMPILED or storage.nbytes() != num_blocks * stride:
+        if rest or cache.device.type not in COMPILED:
             return []
-        flat = torch.empty(0, dtype=torch.uint8, device=cache.device).set_(storage)
-        found[storage.data_ptr()] = flat.view(num_blocks, 1, 1, -1)
+        if storage.nbytes() == num_blocks * stride:
+            start = 0
+        elif fills_its_stride(cache):
+            start = cache.storage_offset() * cache.element_size()
+        else:
+            return []
+        flat = torch.empty(0, dtype=torch.uint8, device=cache.device)
+        flat.set_(storage, start, (num_blocks, 1, 1, stride))
+        found[flat.data_ptr()] = flat
     blocks = list(found.values())
     return blocks if len({block.shape for block in blocks}) == 1 else []
+
+
+def fills_its_stride(cache: Tensor) -> bool:
+    """Return whether nothing lies between one entry of the first axis and the next."""
+    inner = zip(cache.shape[1:], cache.stride()[1:], strict=True)
+    reach = 1 + sum((size - 1) * stride for size, stride in inner)
+    return reach == cache.stride(0) == cache[0].numel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -29,10 +30,9 @@ class Options:
     """Let clients of a server replace the weights (POST /v1/weights), as the trainer does."""
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(Options)
         for name in ("branching", "branching_sampler"):
-            if getattr(self, name) not in get_args(hints[name]):
-                known = ", ".join(get_args(hints[name]))
+            if getattr(self, name) not in choices(name):
+                known = ", ".join(choices(name))
                 raise ValueError(f"{name}={getattr(self, name)!r}: use one of {known}")
         if not self.branching_hold_seconds >= 0:
             raise ValueError(f"branching_hold_seconds={self.branching_hold_seconds} must be >= 0")
@@ -44,6 +44,12 @@ class Options:
 
 
 NAMES = tuple(each.name for each in fields(Options))
+
+
+@functools.cache
+def choices(name: str) -> tuple[str, ...]:
+    """Return the values that field `name` can have; kept, as every request asks."""
+    return get_args(get_type_hints(Options)[name])
 
 
 def options(config: Any) -> Options:
@@ -65,7 +71,7 @@ def options(config: Any) -> Options:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add `--branching` and its options to vLLM's command line."""
     group = parser.add_argument_group("spark", "branching generations (spark-branching)")
-    hints, usual = get_type_hints(Options), Options()
+    usual = Options()
     for name in NAMES:
         default = getattr(usual, name)
         how: dict[str, Any] = {"type": type(default)}
@@ -74,7 +80,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         elif isinstance(default, dict):
             how = {"type": json.loads}
         elif isinstance(default, str):
-            how = {"choices": get_args(hints[name])}
+            how = {"choices": choices(name)}
         group.add_argument(f"--{name.replace('_', '-')}", dest=name, default=default, **how)
 
 

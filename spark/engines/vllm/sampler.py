@@ -57,6 +57,9 @@ class SparkSampler(Sampler):
         if not rows.refresh(sampling_metadata) or args or kwargs:
             # a dummy batch of vLLM's profiling, or a call from speculative decoding
             return super().forward(logits, sampling_metadata, *args, **kwargs)
+        if sampling_metadata.all_greedy and not rows.scored:
+            # nothing to draw and nothing to tell: the largest logit is the answer
+            return self._stock(logits, sampling_metadata, grammar)
         if self.takes(sampling_metadata):
             read, allowed = self._masked(logits, sampling_metadata, grammar)
             found = self._score(read, allowed)
@@ -112,8 +115,10 @@ class SparkSampler(Sampler):
         return read, bits if grammar is None else bits & grammar
 
     def _stock(self, logits: Tensor, metadata: Any, grammar: Tensor | None) -> Any:
-        # it works in place, and the scores need the logits as they were
-        logits = logits.float().clone()
+        logits = logits.float()
+        if self.rows.scored:
+            # it works in place, and the scores need the logits as they were
+            logits = logits.clone()
         if grammar is not None:
             logits.masked_fill_(~unpack(grammar, logits.shape[1]), -math.inf)
         return super().forward(logits, metadata)

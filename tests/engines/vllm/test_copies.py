@@ -29,12 +29,25 @@ def shared() -> list[torch.Tensor]:
     return [first, second, first]
 
 
+def one_storage() -> list[torch.Tensor]:
+    """Layer after layer in one storage, as vLLM on a CPU has it."""
+    return list(torch.randn(3, 2 * BLOCKS, 2, 16, 24))
+
+
+def blocks_of_all_layers() -> list[torch.Tensor]:
+    """A block of one layer is followed by the same block of the next."""
+    return list(torch.randn(BLOCKS, 3, 2, 32, 24).unbind(1))
+
+
 def keys_apart() -> list[torch.Tensor]:
     """K of all blocks before V of all: block after block it is not."""
-    return list(torch.randn(2, BLOCKS, 2, 32, 12))
+    return list(torch.randn(3, 2, BLOCKS, 32, 12).transpose(1, 2))
 
 
-@pytest.mark.parametrize("layout", [contiguous, permuted, split, shared, keys_apart])
+LAYOUTS = [contiguous, permuted, split, shared, one_storage, blocks_of_all_layers, keys_apart]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("pairs", [[(1, 9)], [(1, 9), (4, 2), (1, 3)], [(1, 2), (2, 3)]])
 def test_equals_vllms_copy(layout, pairs: list[tuple[int, int]]) -> None:
     from vllm.v1.worker.utils import copy_kv_cache_blocks_inplace
@@ -58,3 +71,12 @@ def test_equals_vllms_copy(layout, pairs: list[tuple[int, int]]) -> None:
     chained = (2, 3) in pairs
     assert bool(handed) == (layout is keys_apart or chained)
     assert bool(whole_blocks(ours, BLOCKS)) == (layout is not keys_apart)
+
+
+def test_the_op_copies_the_blocks_of_the_engine(engines) -> None:
+    from spark.engines.vllm.copies import whole_blocks
+
+    harness = engines()
+    runner = harness.core.model_executor.driver_worker.worker.model_runner
+    blocks = whole_blocks(runner.kv_caches, harness.scheduler.kv_cache_config.num_blocks)
+    assert len(blocks) == runner.model_config.hf_config.num_hidden_layers
