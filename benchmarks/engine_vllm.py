@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness import Case, interleave
-from benchmarks.stepped import ENVIRONMENT, prompt, saved
 from benchmarks.vllm_cost import apart
+from benchmarks.vllm_engine import ENVIRONMENT, prompt, saved
 from spark import LocalEngine
 from spark.engines.base import SamplingParams
 

@@ -14,8 +14,8 @@ from typing import Any
 from benchmarks.engine import VOCAB
 from benchmarks.harness import Case
 from benchmarks.served import server, timing, tree_model, trees
-from benchmarks.stepped import ENVIRONMENT, engine, prompt, saved
 from benchmarks.vllm_cost import costs
+from benchmarks.vllm_engine import ENVIRONMENT, engine, prompt, saved
 
 BEFORE = 4
 """Tokens that the parent has sampled when its children come."""

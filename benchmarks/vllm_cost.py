@@ -14,7 +14,7 @@ from typing import Any
 from unittest.mock import patch
 
 from benchmarks.harness import Case, interleave
-from benchmarks.stepped import engine, prompt, saved
+from benchmarks.vllm_engine import engine, prompt, saved
 
 SEQUENCES = 16
 # model, new tokens, rounds

@@ -1,0 +1,97 @@
+"""What the plugin costs in SGLang where nothing branches: one engine with and without its hooks."""
+
+from __future__ import annotations
+
+import asyncio
+import pkgutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+
+from benchmarks.harness import Case
+from benchmarks.sglang_engine import SHAPE, Engine, as_case, running
+
+REQUESTS = 16
+WAYS: dict[str, tuple[bool, Any]] = {
+    "scored": (True, {"score": True}),
+    "idle": (True, None),
+    "stock": (False, None),
+}
+"""Whether the hooks are in place, and what a request says."""
+_kept: dict[str, Any] = {}
+
+
+def costs(model: Path, quick: bool) -> list[Case]:
+    """Compare ordinary requests on SGLang as it is, beside the idle plugin, and scored.
+
+    The hooks come and go in one engine: two processes of the same engine differ by some per cent
+    for as long as they live.
+    """
+    new, rounds = (16, 2) if quick else (16, 40)
+    seconds: dict[str, list[float]] = {name: [] for name in WAYS}
+    with running(model, 16, "spark", scheduler=run_scheduler) as engines:
+        engine = engines["spark"]
+        said = [wave(engine, *way, new)[1] for way in WAYS.values()]
+        assert said == said[:1] * len(WAYS), "the plugin changed what is sampled"
+        for turn in range(rounds):
+            for name in [*WAYS][turn % 3 :] + [*WAYS][: turn % 3]:
+                seconds[name].append(wave(engine, *WAYS[name], new)[0])
+    case = {"requests": REQUESTS, "new tokens": new}
+    times = {name: {"ours": seconds[name], "stock": seconds["stock"]} for name in WAYS}
+    return [
+        as_case("all tokens scored", case, times["scored"], 1e3, "ms", {"stock": 1 / 1.03}),
+        as_case("plugin idle", case, times["idle"], 1e3, "ms", {"stock": 1 / 1.01}),
+    ]
+
+
+def wave(engine: Engine, hooked: bool, spark: Any, new: int) -> tuple[float, list[list[int]]]:
+    """Return the seconds that the requests take together, and their tokens."""
+    engine.engine.collective_rpc("switch_hooks", on=hooked)
+    make = torch.Generator().manual_seed(0)
+    prompts = torch.randint(SHAPE["vocab_size"], (REQUESTS, 32), generator=make).tolist()
+
+    async def all_of_them() -> Any:
+        return await asyncio.gather(*(engine.first(tokens, new, spark) for tokens in prompts))
+
+    start = time.perf_counter()
+    answers = engine.run(all_of_them())
+    took = time.perf_counter() - start
+    scored = ["spark_entropy" in step["meta_info"] for _, step in answers]
+    assert scored == [hooked and spark is not None] * REQUESTS
+    return took, [list(step["output_ids"]) for _, step in answers]
+
+
+def run_scheduler(*arguments: Any, **named: Any) -> Any:
+    """Run SGLang's scheduler process, which can be told to switch the hooks."""
+    from sglang.srt.managers.scheduler import Scheduler, run_scheduler_process
+
+    Scheduler.switch_hooks = switch_hooks
+    return run_scheduler_process(*arguments, **named)
+
+
+def switch_hooks(scheduler: Any, on: bool) -> None:
+    """Put the plugin's functions in place, or SGLang's own."""
+    from sglang.srt.plugins.hook_registry import HookRegistry, _propagate_patch
+
+    for target, hooks in HookRegistry._hooks.items():
+        path, name = target.rsplit(".", 1)
+        owner = pkgutil.resolve_name(path)
+        now = owner.__dict__[name]
+        if isinstance(now, staticmethod | classmethod):
+            # of the command line
+            continue
+        wanted = _kept.setdefault(target, now)
+        for _ in () if on else hooks:
+            wanted = wanted.__wrapped__
+        setattr(owner, name, wanted)
+        _propagate_patch(now, wanted, owner)
+    runner = scheduler.tp_worker.model_runner
+    observer = _kept.setdefault("observer", runner.sampling_observer)
+    runner.sampling_observer = observer if on else None
+    kind = type(runner.sampler) if on else type(runner.sampler).__mro__[1]
+    forward: Callable[..., Any] = kind.forward
+    runner.sampler.forward = MethodType(forward, runner.sampler)
