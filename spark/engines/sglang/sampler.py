@@ -77,7 +77,8 @@ def lacking(sampler: Any, logits: Tensor, info: Any, more: dict[str, Any]) -> st
     """Return what a batch needs and `score` does not do, or ""."""
     if logits.dtype not in (torch.float32, torch.bfloat16):
         return f"{logits.dtype} logits"
-    if info.sampling_mask_batch_indices is not None:
+    # since 0.5.20
+    if getattr(info, "sampling_mask_batch_indices", None) is not None:
         return "return_sampling_mask"
     if sampler.rl_on_policy_target is not None:
         return "--rl-on-policy-target"
