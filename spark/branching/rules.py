@@ -74,6 +74,10 @@ class FixedRule:
     fixed_turns: tuple[int, ...] = ()
     watch = None
 
+    def __post_init__(self) -> None:
+        if not self.fixed_turns:
+            raise ValueError("fixed_turns=() never branches: name decisions, from 0")
+
     def decide(self, state: State) -> Decision:
         """Branch when it is one of the turns."""
         due = state.turn in self.fixed_turns

@@ -29,7 +29,7 @@ class ArmAccount:
 
     def add(self, tree: Tree) -> None:
         """Add what growing `tree` cost."""
-        self.leaves += len(tree.leaves())
+        self.leaves += len(tree.info["leaves"])
         self.generated_tokens += tree.info["generated"]
         self.reused_tokens += tree.info["reused"]
         self.forks += tree.info["forks"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
@@ -193,13 +193,16 @@ class ArmRun:
         bonus = train.credit.novelty_bonus * (1 - train.replay.imitation(self.spent))
         config = replace(train.credit, novelty_bonus=bonus) if train.replay.size else train.credit
         graded = [(tree, credit(tree, config)) for tree in trees]
-        graded = [(tree, terms) for tree, terms in graded if teaches(terms)]
-        graded += self._replay.draw(self.spent, derive_seed("replay", self.recipe.seed, self.step))
+        fresh = [(tree, terms) for tree, terms in graded if teaches(terms)]
+        seed = derive_seed("replay", self.recipe.seed, self.step)
+        again = self._replay.draw(self.spent, seed)
         self._replay.add(trees)
-        bounds = [len(graded) * k // train.minibatches for k in range(train.minibatches + 1)]
         minibatches = []
-        for first, last in pairwise(bounds):
-            rows, total, targets = own_rows(graded[first:last], self._team, train.row_tokens)
+        # both in every minibatch: alone, replays would weigh as much as anything
+        for new, old in zip(
+            in_parts(fresh, train.minibatches), in_parts(again, train.minibatches), strict=True
+        ):
+            rows, total, targets = own_rows([*new, *old], self._team, train.row_tokens)
             minibatches.append([self._example(row, total) for row in rows])
             self.account.trained_tokens += targets
         return minibatches
@@ -259,6 +262,12 @@ class ArmRun:
         self._journal.add_metrics(arm=self.arm, step=self.step, phase="train", **values)
         # for the loggers of `report_to`
         self._trainer.log(values)
+
+
+def in_parts(items: Sequence[Any], count: int) -> list[Sequence[Any]]:
+    """Return `items` in order as `count` parts of about the same length."""
+    bounds = [len(items) * part // count for part in range(count + 1)]
+    return [items[first:last] for first, last in pairwise(bounds)]
 
 
 def trainer_of(team: Team) -> Any:

@@ -61,6 +61,11 @@ class _Experiment:
                 f"train.report_to={recipe.train.report_to!r} has no effect under torchrun: leave "
                 'it "none"; metrics.jsonl has the same numbers'
             )
+        if not recipe.rollout.temperature:
+            raise ValueError(
+                "rollout.temperature=0: the leaves of a tree would be alike and teach nothing; "
+                "train with a temperature > 0"
+            )
         self.recipe, self.team = recipe, team
         self.journal = Journal(run_dir)
         self.state = team.share(self._open_state(resume, start) if team.leads else None)
@@ -73,7 +78,10 @@ class _Experiment:
         folder, state = self.journal.folder, self.journal.read_state()
         if not state:
             write_json(folder / "recipe.json", asdict(self.recipe))
-            return {"recipe": repr(self.recipe), "wall_s": 0.0, "before": dict(start), "arms": {}}
+            state = {"recipe": repr(self.recipe), "wall_s": 0.0, "before": dict(start), "arms": {}}
+            # from now on the folder holds a run, whatever interrupts it
+            self.journal.write_state(state)
+            return state
         if not resume:
             raise ValueError(f"{folder} holds a run; resume it, or choose another folder")
         if state["recipe"] != repr(self.recipe):

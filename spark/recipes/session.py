@@ -136,6 +136,9 @@ class Session:
             planner="none",
             leaves=1,
             roots=1,
+            # of training: what they cut off would count as not solved
+            max_seconds=None,
+            max_generated_tokens=None,
             temperature=config.temperature,
         )
         seed = derive_seed("evaluate", split, config.seed)

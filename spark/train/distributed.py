@@ -28,6 +28,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from spark.train.attention import use_tree_attention
+from spark.train.exact import take_packed_rows
 from spark.train.pack import Row
 from spark.train.policy import token_logprobs, token_loss
 from spark.train.team import join
@@ -68,6 +69,7 @@ class ShardedTrainer:
         loss and the logs of all.
         """
         self.team, self.args = join(), args
+        take_packed_rows(base_model(model))
         self.model = cast(Any, model).to(args.device)
         self._network: Any = self._shard(base_model(model))
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

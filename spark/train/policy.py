@@ -15,7 +15,7 @@ def token_logprobs(model: PreTrainedModel, row: Row, temperature: float = 1.0) -
     """Return the log-probability of every trained token of `row` as float32 [N], without a graph.
 
     It is that of the constrained draw: normalised over the tokens allowed there, at
-    `temperature`. `model` must have been given to `use_tree_attention`.
+    `temperature`. `model` must have been given to `use_tree_attention`; it is put into eval mode.
     """
     with torch.no_grad():
         return _scores(model, row, None, temperature).logprob
@@ -35,6 +35,8 @@ def token_loss(model: PreTrainedModel, row: Row, loss: Loss, temperature: float 
 
 
 def _scores(model: PreTrainedModel, row: Row, loss: Loss | None, temperature: float) -> HeadLoss:
+    # with dropout a token would not score the same before and after an update of nothing
+    model.eval()
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.bias is not None:
         raise ValueError(
@@ -42,6 +44,9 @@ def _scores(model: PreTrainedModel, row: Row, loss: Loss | None, temperature: fl
             "leave it out of the LoRA targets"
         )
     moved = row.to(head.weight.device)
+    config = model.config
+    # Cohere multiplies its logits, Granite divides them
+    factor = getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
     hidden = model.get_decoder()(
         input_ids=moved.tokens[None],
         position_ids=moved.positions[None],
@@ -54,8 +59,8 @@ def _scores(model: PreTrainedModel, row: Row, loss: Loss | None, temperature: fl
         moved.pred,
         moved.tokens[moved.targets],
         loss,
-        temperature=temperature,
-        softcap=getattr(model.config, "final_logit_softcapping", None) or 0.0,
+        temperature=temperature / factor,
+        softcap=getattr(config, "final_logit_softcapping", None) or 0.0,
         # cut where the row lies: on the CPU nobody waits for the device
         allowed=(row.allowed_target, row.allowed_token) if len(row.allowed_target) else None,
     )

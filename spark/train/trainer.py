@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from spark.train.attention import use_tree_attention
+from spark.train.exact import take_packed_rows
 from spark.train.pack import Row
 from spark.train.policy import token_logprobs, token_loss
 from spark_kernels.head_loss import Loss
@@ -55,7 +56,7 @@ class TreeTrainer(Trainer):
         on_step: OnStep = lambda step, loss, sums: None,
     ) -> None:
         """`temperature`: the one the tokens were drawn at."""
-        use_tree_attention(base_model(model))
+        take_packed_rows(base_model(model))
         self._batches = batches
         self._loss, self._logs = loss, logs
         self._temperature = temperature

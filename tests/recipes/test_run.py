@@ -12,7 +12,9 @@ import pytest
 from spark.recipes import RECIPES
 from spark.recipes.config import LoraConfig, Recipe
 from spark.recipes.events import Progress
+from spark.recipes.policy import load_policy
 from spark.recipes.run import train
+from spark.recipes.session import Session
 from spark.rollout.store import load_trees
 
 pytest.importorskip("alfworld")
@@ -106,6 +108,38 @@ def test_another_recipe_does_not_resume_a_run(straight: tuple[Path, dict[str, An
         train(micro(seed=1), straight[0], resume=True)
     with pytest.raises(ValueError, match="holds a run; resume it"):
         train(micro(), straight[0])
+
+
+def test_an_interrupted_run_is_one_before_its_first_evaluation(tmp_path: Path) -> None:
+    def interrupt(progress: Progress) -> None:
+        if (progress.phase, progress.step) == ("train", 1):
+            raise Stop
+
+    known = {"L0": 0.5}
+    with pytest.raises(Stop):
+        train(micro(), tmp_path / "run", on_progress=interrupt, start=known)
+    with pytest.raises(ValueError, match="holds a run; resume it"):
+        train(micro(seed=1), tmp_path / "run", start=known)
+    with pytest.raises(ValueError, match="started with other settings"):
+        train(micro(seed=1), tmp_path / "run", resume=True, start=known)
+
+
+def test_a_greedy_policy_is_not_trained(tmp_path: Path) -> None:
+    greedy = dataclasses.replace(micro().rollout, temperature=0.0)
+    with pytest.raises(ValueError, match=r"rollout\.temperature=0"):
+        train(micro(rollout=greedy), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_budgets_of_training_do_not_cut_evaluations() -> None:
+    whole = micro()
+    cut = dataclasses.replace(whole.rollout, max_seconds=1e-3, max_generated_tokens=8)
+    assert success(micro(rollout=cut)) == success(whole)
+
+
+def success(recipe: Recipe) -> list[bool]:
+    with Session(recipe, *load_policy(recipe.model)) as session:
+        return session.evaluate_games("L0")
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(

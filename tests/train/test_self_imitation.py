@@ -6,9 +6,14 @@ import pytest
 from random_trees import random_tree
 
 from spark.core import Node, Tree
+from spark.recipes.account import ArmAccount
+from spark.recipes.arm import ArmRun
+from spark.recipes.first_light import first_light
+from spark.recipes.methods.siblings import spear
 from spark.train.credit import CreditConfig
 from spark.train.pack import pack
 from spark.train.replay import Replay, ReplayConfig, chain_of
+from spark.train.team import Team
 
 CONFIG = ReplayConfig(size=6, draws=2, weight=0.5, ramp=0.4)
 CREDIT = CreditConfig(success_reward=10.0, invalid_penalty=0.0)
@@ -73,3 +78,39 @@ def test_no_size_no_replay() -> None:
     replay = Replay(ReplayConfig(), CREDIT)
     replay.add([forked((1.0, 0.0))])
     assert replay.draw(1.0, 0) == []
+
+
+TAGS = {"fresh": 0, "again": 20}
+
+
+class Prepared(ArmRun):
+    """An arm of the SPEAR recipe that only prepares minibatches, with its scores left out."""
+
+    def __init__(self, spent: float) -> None:
+        self.recipe, self.step, self._team = spear(first_light()), 3, Team()
+        tokens = int(spent * (self.recipe.budget_tokens or 0))
+        self.account = ArmAccount(generated_tokens=tokens)
+        self._replay = Replay(self.recipe.train.replay, self.recipe.train.credit)
+        self._replay.add([forked((1.0, 0.0, 0.0), TAGS["again"]) for _ in range(8)])
+
+    def _example(self, row, total):
+        return {"row": row, "total": total}
+
+
+@pytest.mark.parametrize("spent", [0.05, 0.25, 0.6])
+def test_replays_weigh_in_every_minibatch_what_they_should(spent: float) -> None:
+    run = Prepared(spent)
+    minibatches = run._prepare([forked((1.0, 0.0, 0.0, 0.0)) for _ in range(6)])
+    replay = run.recipe.train.replay
+    assert len(minibatches) == run.recipe.train.minibatches == 2
+    for minibatch in minibatches:
+        own = dict.fromkeys(TAGS, 0.0)
+        for example in minibatch:
+            row = example["row"]
+            drawn = row.tokens[row.targets[row.term_target]].tolist()
+            for token, weight in zip(drawn, row.weight.tolist(), strict=True):
+                # the tag is the first decision
+                own |= {name: own[name] + weight for name, tag in TAGS.items() if token == tag}
+        # 3 fresh trees of 4 leaves against 4 chains: of every leaf the first of two decisions
+        want = 4 * replay.weight * replay.imitation(spent) / (3 * 4)
+        assert own["again"] / own["fresh"] == pytest.approx(want, rel=1e-4)

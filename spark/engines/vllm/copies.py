@@ -49,11 +49,11 @@ def whole_blocks(caches: Sequence[Tensor], num_blocks: int) -> list[Tensor]:
         if storage.nbytes() == num_blocks * stride:
             start = 0
         elif fills_its_stride(cache):
-            start = cache.storage_offset() * cache.element_size()
+            start = int(cache.storage_offset()) * cache.element_size()
         else:
             return []
         flat = torch.empty(0, dtype=torch.uint8, device=cache.device)
-        flat.set_(storage, start, (num_blocks, 1, 1, stride))
+        flat.set_(storage, start, (num_blocks, 1, 1, stride), (stride, stride, stride, 1))
         found[flat.data_ptr()] = flat
     blocks = list(found.values())
     return blocks if len({block.shape for block in blocks}) == 1 else []

@@ -45,9 +45,12 @@ class TextWorldOptions:
                 raise ValueError(f"{name}: unknown {getattr(self, name)!r}; choose among {known}")
         if self.challenge == self.other_challenge:
             raise ValueError(f"other_challenge is {self.challenge!r} too; L2 needs another one")
-        for name in ("level", "harder_level"):
-            if not 1 <= getattr(self, name) <= (most := LEVELS[self.challenge]):
-                raise ValueError(f"{name}={getattr(self, name)} must lie in [1, {most}]")
+        most = {"harder_level": LEVELS[self.challenge]}
+        # games of L2 have it too
+        most["level"] = min(LEVELS[self.challenge], LEVELS[self.other_challenge])
+        for name, highest in most.items():
+            if not 1 <= getattr(self, name) <= highest:
+                raise ValueError(f"{name}={getattr(self, name)} must lie in [1, {highest}]")
 
 
 class TaskName(NamedTuple):

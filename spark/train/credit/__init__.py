@@ -5,18 +5,9 @@ from __future__ import annotations
 import math
 
 from spark.core import Tree
-from spark.registry import Registry
-from spark.train.credit.base import CreditConfig, Group, Term, leaf_returns
+from spark.train.credit.base import SCHEMES, CreditConfig, Group, Term, leaf_returns
 
 __all__ = ["SCHEMES", "CreditConfig", "Term", "credit", "leaf_returns", "teaches"]
-
-SCHEMES = Registry(
-    "credit scheme",
-    {
-        name: f"spark.train.credit.schemes:{name}"
-        for name in ("leaf", "node", "nested", "tree", "depth", "anchor")
-    },
-)
 
 
 def credit(tree: Tree, config: CreditConfig) -> list[list[Term]]:
@@ -25,7 +16,7 @@ def credit(tree: Tree, config: CreditConfig) -> list[list[Term]]:
     A leaf l has the share c_l: its weight, divided by its sampled tokens where sequences are
     normalised. A node has the weight w = sum of c_l and the advantage sum(c_l A_l) / w over the
     leaves l below it, which is the gradient of training it once per leaf with (A_l, c_l) as long
-    as no ratio is clipped. Raises ValueError for an unknown scheme.
+    as no ratio is clipped.
     """
     group = Group(tree=tree, config=config)
     advantages = SCHEMES[config.scheme](group)

@@ -9,14 +9,22 @@ from typing import Literal
 
 from spark.core import Node, Tree
 from spark.novelty import novelties
+from spark.registry import Registry
 
+SCHEMES = Registry(
+    "credit scheme",
+    {
+        name: f"spark.train.credit.schemes:{name}"
+        for name in ("leaf", "node", "nested", "tree", "depth", "anchor")
+    },
+)
 MOST_NOVEL = 10.0
 """Novelty from which on a state earns the whole bonus."""
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class CreditConfig:
-    """How leaf rewards become advantages of nodes."""
+    """How leaf rewards become advantages of nodes. Raises ValueError for an unknown scheme."""
 
     scheme: str = "leaf"
     """leaf (the paper), node, nested, tree, depth or anchor; `spark/train/credit/schemes.py` says
@@ -46,6 +54,9 @@ class CreditConfig:
     their weighted mean. The gradients are equal until a ratio is clipped."""
     normalise: Literal["sequence", "token"] = "sequence"
     """"sequence": every leaf weighs the same; "token": every sampled token of a leaf does."""
+
+    def __post_init__(self) -> None:
+        SCHEMES.check(self.scheme)
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
