@@ -48,7 +48,10 @@ def guarded(command: Callable[[], object]) -> int:
     try:
         command()
     except SystemExit as stop:
-        return int(stop.code or 0)
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
+            return FAILURE
+        return stop.code or 0
     except KeyboardInterrupt as stop:
         print(f"spark: interrupted. {stop}".rstrip(), file=sys.stderr)
         return INTERRUPTED

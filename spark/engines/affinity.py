@@ -62,10 +62,11 @@ class AffinityEngine:
         del self._places[seq]
 
     async def update_weights(self, state: Mapping[str, Any], version: int) -> None:
-        """Load `state` into every engine."""
-        async with asyncio.TaskGroup() as group:
-            for engine in self.engines:
-                group.create_task(engine.update_weights(state, version))
+        """Load `state` into every engine. Raises what the first of them raises that fails."""
+        loads = [engine.update_weights(state, version) for engine in self.engines]
+        for failure in await asyncio.gather(*loads, return_exceptions=True):
+            if failure is not None:
+                raise failure
 
     def length(self, seq: int) -> int:
         """Return the number of tokens of `seq`."""

@@ -8,7 +8,10 @@ from safetensors.torch import save
 
 from spark.engines.served import ServedEngine
 from spark.engines.weights import State, as_folder, whole
-from spark.engines.wire import Wire
+from spark.engines.wire import FULL, Wire
+
+PASSING = (*FULL, 409)
+"""Answers to new weights that come too early: 409 = requests are in progress."""
 
 
 class HTTPEngine(ServedEngine):
@@ -42,7 +45,8 @@ class HTTPEngine(ServedEngine):
 
     async def _publish(self, state: State, version: int) -> None:
         if self._weights is None:
-            told = await self._wire.post(f"/v1/weights?version={version}", data=save(whole(state)))
+            path = f"/v1/weights?version={version}"
+            told = await self._wire.post(path, passing=PASSING, data=save(whole(state)))
             self._server_stats = told["engine"]
         else:
             with as_folder(state, self._weights) as folder:
@@ -51,5 +55,7 @@ class HTTPEngine(ServedEngine):
     async def _load(self, folder: Path, version: int) -> None:
         """Let the server load `folder`; engines with a route of their own for it override this."""
         path = str(folder / "model.safetensors")
-        told = await self._wire.post("/v1/weights", json={"path": path, "version": version})
+        told = await self._wire.post(
+            "/v1/weights", passing=PASSING, json={"path": path, "version": version}
+        )
         self._server_stats = told["engine"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, Self
 
-from spark.engines.base import ContextError, Sample, SamplingParams
+from spark.engines.base import ContextError, EngineError, Sample, SamplingParams
 from spark.engines.weights import State
 from spark.engines.wire import Refused, Server, request_fields
 
@@ -59,9 +59,14 @@ class ServedEngine:
 
     async def __aexit__(self, *_: object) -> None:
         """Release every sequence and close the connections."""
-        for seq in [seq for seq, held in self._held.items() if not held.busy]:
-            await self.release(seq)
-        await self._server.close()
+        try:
+            for seq in [seq for seq, held in self._held.items() if not held.busy]:
+                await self.release(seq)
+        except EngineError:
+            # it has gone, and its trees with it: whoever used it has been told
+            pass
+        finally:
+            await self._server.close()
 
     async def open(self, tokens: Sequence[int]) -> int:
         """Prefill `tokens` on the server and return a handle.

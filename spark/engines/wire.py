@@ -84,9 +84,14 @@ class Wire:
             self._facts = answer
         return self._facts
 
-    async def post(self, path: str, **content: Any) -> dict[str, Any]:
-        """Return the answer. Raises Refused when the server does not take the request."""
-        status, answer = await self._send("POST", path, content)
+    async def post(
+        self, path: str, *, passing: tuple[int, ...] = FULL, **content: Any
+    ) -> dict[str, Any]:
+        """Return the answer. Raises Refused when the server does not take the request.
+
+        `passing`: answers after which the same request is tried again.
+        """
+        status, answer = await self._send("POST", path, content, passing)
         if status != 200:
             self._raise(status, answer)
         return answer
@@ -102,13 +107,15 @@ class Wire:
             self._raise(status, answer)
         return answer
 
-    async def _send(self, method: str, path: str, content: Any) -> tuple[int, dict[str, Any]]:
+    async def _send(
+        self, method: str, path: str, content: Any, passing: tuple[int, ...] = FULL
+    ) -> tuple[int, dict[str, Any]]:
         """Return status and JSON; tries again while that is safe and patience lasts."""
         end, pause = time.monotonic() + self._patience_s, FIRST_PAUSE_S
         while True:
             try:
                 status, answer = await self._once(method, path, content)
-                if status not in FULL:
+                if status not in passing:
                     return status, answer
                 trouble = _message(answer)
             except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:

@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
+from spark.engines.local.model import check_state
 from spark.serve.chat import ChatFormat
 from spark.serve.limits import Limits
 from spark.serve.local import LocalBackend
@@ -68,6 +69,8 @@ def make_app(
                     "weights cannot be replaced: serve with --weight_updates", status=403
                 )
             state, version = await receive_state(http)
+            # before any tree is dropped for them
+            check_state(backend.engine.model, state)
             await trees.drop_all()
             await backend.engine.update_weights(state, version)
         except Exception as error:

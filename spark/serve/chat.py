@@ -9,7 +9,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from spark.rollout.chat import APPEND_ONLY
-from spark.serve.protocol import RequestError
+from spark.serve.protocol import RequestError, characters
 
 _QUESTION = [{"role": "user", "content": "one"}]
 _ANSWER = "@answer@"
@@ -73,4 +73,8 @@ class ChatFormat:
             ) from None
 
     def _encode(self, text: str) -> list[int]:
+        try:
+            characters(text)
+        except ValueError as error:
+            raise RequestError(f"messages: {error}", param="messages") from None
         return list(self._tokenizer.encode(text, add_special_tokens=False))

@@ -52,6 +52,8 @@ class LocalBackend:
         task = asyncio.create_task(self.engine.sample(seq, request.params, on_token))
         task.add_done_callback(lambda _: deltas.put_nowait(None))
         self._tasks[request.id] = task
+        # not below, where a cancelled caller may not get
+        task.add_done_callback(lambda _: self._tasks.pop(request.id))
         last = Delta()
         try:
             while (delta := await deltas.get()) is not None:
@@ -64,7 +66,6 @@ class LocalBackend:
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            del self._tasks[request.id]
 
     async def abort(self, ids: Iterable[str]) -> None:
         """Stop leaves that run."""

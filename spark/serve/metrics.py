@@ -24,7 +24,7 @@ class Metrics:
             return Gauge(f"spark:{name}", text, registry=registry, multiprocess_mode="livesum")
 
         self.trees_running = gauge("trees_running", "Requests with a tree in progress")
-        self.trees_kept = gauge("trees_kept", "Trees that can be continued")
+        self.trees_kept = gauge("trees_kept", "Trees in memory: kept, or in progress")
         self.leaves_reserved = gauge("leaves_reserved", "Leaf budgets of requests in progress")
         self._forks = counter("forks_total", "Leaves that share a prefix, by how", "path")
         self._generated = counter("generated_tokens_total", "Tokens sampled, each once")

@@ -11,7 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 from spark.engines.base import SamplingParams
 from spark.serve.backend import Backend
 from spark.serve.plan import Constrain, Request
-from spark.serve.protocol import Branching, RequestError, Strict, TokenIds, parsed, token_ids
+from spark.serve.protocol import (
+    Branching,
+    RequestError,
+    Strict,
+    TokenIds,
+    characters,
+    parsed,
+    token_ids,
+)
 
 # no influence on what is generated
 IGNORED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
@@ -39,14 +47,14 @@ def _strings(value: Any) -> tuple[str, ...]:
     strings = [value] if isinstance(value, str) else value or []
     if not isinstance(strings, list) or not all(isinstance(s, str) and s for s in strings):
         raise ValueError("must be a non-empty string or a list of them")
-    return tuple(strings)
+    return tuple(map(characters, strings))
 
 
 def _prompt(value: Any) -> str | list[int]:
     if isinstance(value, list) and value and isinstance(value[0], str | list):
         raise ValueError("one prompt a request; send further ones in requests of their own")
     if isinstance(value, str):
-        return value
+        return characters(value)
     try:
         return token_ids(value)
     except ValueError as error:
@@ -242,11 +250,17 @@ def encoded(tokenizer: Any, body: Body, text: str) -> list[int]:
 
 
 def plain(at: int, message: Message) -> dict[str, Any]:
-    """Return message `at` with its content as text: templates would print lists as Python does.
+    """Return message `at` as templates want it: its content as text, arguments of calls as objects.
 
-    Raises RequestError for parts that are no text.
+    They would print lists as Python does, and write JSON once more as JSON. Raises RequestError for
+    parts that are no text.
     """
     fields = message.model_dump(exclude_unset=True)
+    calls, where = fields.get("tool_calls") or [], f"messages.{at}.tool_calls"
+    if not isinstance(calls, list):
+        raise RequestError(f"{where} must be a list", param=where)
+    for number, call in enumerate(calls):
+        _read_arguments(call, f"{where}.{number}")
     if "content" not in fields or isinstance(message.content, str):
         return fields
     texts = []
@@ -256,3 +270,16 @@ def plain(at: int, message: Message) -> dict[str, Any]:
             raise RequestError(f"{where} must be a text part: this model reads text", param=where)
         texts.append(part["text"])
     return {**fields, "content": "\n".join(texts)}
+
+
+def _read_arguments(call: Any, where: str) -> None:
+    """Turn the arguments of a tool call, which OpenAI sends as JSON in a string, into an object."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict):
+        raise RequestError(f"{where} must have a function", param=where)
+    if isinstance(given := function.get("arguments"), str):
+        try:
+            function["arguments"] = json.loads(given or "{}")
+        except ValueError as error:
+            where += ".function.arguments"
+            raise RequestError(f"{where} is not JSON: {error}", param=where) from None

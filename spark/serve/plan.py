@@ -73,6 +73,8 @@ def make_plan(tree: ServedTree, name: str, request: Request, backend: Backend) -
         raise RequestError(
             f"branching.roots={roots} exceeds the leaf budget n={n}", param="branching.roots"
         )
+    if policy == "none":
+        _check_chains(branching, n)
     parent, before = _place(tree, branching)
     tokens = before + request.tokens
     _check_tokens(request.tokens, len(tokens), backend)
@@ -100,6 +102,20 @@ def make_plan(tree: ServedTree, name: str, request: Request, backend: Backend) -
         prefill=request.prefill,
         pause=_pause(branching, policy),
     )
+
+
+def _check_chains(branching: Branching, n: int) -> None:
+    """Raise RequestError for what only forks could honour."""
+    for name, wrong in (
+        ("max_depth", branching.max_depth is not None),
+        ("roots", branching.roots not in (None, n)),
+    ):
+        if wrong:
+            raise RequestError(
+                f'branching.{name} has no meaning for policy "none", which forks nothing: leave it '
+                "out",
+                param=f"branching.{name}",
+            )
 
 
 def _pause(branching: Branching, policy: str) -> Watch | None:

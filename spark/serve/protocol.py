@@ -33,6 +33,15 @@ def token_ids(value: Any) -> list[int]:
     return value
 
 
+def characters(text: str) -> str:
+    """Return `text` if it is whole characters: JSON can cut a pair of surrogates in two."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"half a character at {error.start}: send whole ones") from None
+    return text
+
+
 def shown(value: Any) -> str:
     """Return a bad value as far as an error message repeats it."""
     text = repr(value)

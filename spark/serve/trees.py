@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 from spark.engines.base import EngineError
 from spark.engines.text import TokenBytes
@@ -55,7 +56,13 @@ class Trees:
             yield tree, run
             run.nodes = tree.adopt(leaf.node for leaf in run.leaves)
         finally:
+            await in_peace(self._end(run, tree, request))
+
+    async def _end(self, run: TreeRun, tree: ServedTree, request: Request) -> None:
+        """Stop what still runs and give back what `run` took."""
+        try:
             await run.close()
+        finally:
             del self._runs[run]
             tree.busy -= 1
             tree.leaves += [leaf.id for leaf in run.leaves]
@@ -158,3 +165,15 @@ class Trees:
         self._trees.pop(tree.id, None)
         self.metrics.trees_kept.set(len(self._trees))
         await self.backend.release(tree.leaves)
+
+
+async def in_peace(work: Coroutine[Any, Any, None]) -> None:
+    """Wait for `work` to end even where the caller is cancelled meanwhile; only then give way."""
+    task, cancelled = asyncio.create_task(work), None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled

@@ -88,6 +88,9 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[0] == "spark: error: width=1: at least 2"
     assert "No space left on device" in lines[1] and lines[2] == "spark: error: RuntimeError"
     assert lines[3] == "spark: interrupted. Go on with: spark train x --resume"
+    assert fail(SystemExit("spark: SGLang 9 is not supported")) == 1
+    assert capsys.readouterr().err == "spark: SGLang 9 is not supported\n"
+    assert (fail(SystemExit(3)), fail(SystemExit())) == (3, 0)
     with pytest.raises(ZeroDivisionError):
         fail(ZeroDivisionError("a bug keeps its traceback"))
 

@@ -110,6 +110,10 @@ def test_killed_worker_is_replaced():
     [
         ({"challenge": "chess"}, "challenge: unknown 'chess'; choose among treasure_hunter"),
         ({"level": 31}, r"level=31 must lie in \[1, 30\]"),
+        (
+            {"challenge": "coin_collector", "other_challenge": "treasure_hunter", "level": 31},
+            "level=31",
+        ),
         ({"other_challenge": "treasure_hunter"}, "L2 needs another one"),
     ],
 )

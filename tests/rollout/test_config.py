@@ -51,6 +51,11 @@ def test_unknown_rule_and_impossible_switch() -> None:
         RolloutConfig(rule="random", branch_at="within")
 
 
+def test_the_fixed_rule_needs_its_turns() -> None:
+    with pytest.raises(ValueError, match=r"fixed_turns=\(\) never branches"):
+        RolloutConfig(rule="fixed")
+
+
 def test_unknown_planners_and_scores() -> None:
     with pytest.raises(ValueError, match="unknown planner 'mcts'; known: entropy, random, refill"):
         RolloutConfig(planner="mcts")

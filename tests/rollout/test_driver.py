@@ -101,7 +101,7 @@ def test_paced_forks_reuse_a_fifth_and_first_come_does_not() -> None:
 
 
 def test_refill_fills_up_and_never_duplicates() -> None:
-    config = replace(CONFIG, rule="fixed", fixed_turns=(), leaves=5, roots=2)
+    config = replace(CONFIG, rule="random", probability=0.0, leaves=5, roots=2)
     assert [len(tree.leaves()) for tree in roll(config)] == [2, 2]
     for tree in roll(replace(config, planner="refill")):
         assert [leaf["lineage"] for leaf in tree.info["leaves"]] == [[i] for i in range(5)]

@@ -28,7 +28,7 @@ CONFIGS = st.builds(
     branch_at=st.sampled_from(["next", "flagged"]),
     entropy_threshold=st.floats(0.1, 2.0),
     probability=st.floats(0.1, 0.9),
-    fixed_turns=st.lists(st.integers(0, 6), max_size=3).map(tuple),
+    fixed_turns=st.lists(st.integers(0, 6), min_size=1, max_size=3).map(tuple),
     pacing=st.sampled_from(["paced", "first_come"]),
     segment_tokens=st.integers(5, 30),
     planner=st.sampled_from(["none", "refill", "random", "entropy", "success"]),

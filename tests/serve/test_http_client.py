@@ -15,6 +15,7 @@ from http_client import Client
 from local_server import listening, local_server
 from tiny_models import greedy, prompt, tiny
 
+from spark.engines.affinity import AffinityEngine
 from spark.engines.base import EngineError, SamplingParams
 from spark.engines.http import HTTPEngine
 
@@ -89,6 +90,58 @@ def test_weights_are_published(tmp_path: Path) -> None:
                 nowhere = {"path": "/nowhere", "version": 5}
                 assert (await client.ask(nowhere, "/v1/weights"))[0] == 400
                 assert await one(engine) == (old, 4)
+
+    asyncio.run(check())
+
+
+def test_new_weights_wait_for_requests_in_progress() -> None:
+    model = copy.deepcopy(tiny("qwen3"))
+
+    async def check() -> None:
+        with local_server(model=model, app=UPDATES) as url:
+            async with HTTPEngine(url) as engine, Client(url) as client:
+                kept = await client.good({"prompt": prompt(9), "branching": {"policy": "none"}})
+                long = {"prompt": prompt(9), "max_tokens": 240, "ignore_eos": True}
+                busy = asyncio.create_task(client.ask(long))
+                while (await client.metrics())["spark:trees_running"] == 0:
+                    assert not busy.done()
+                # what does not fit is refused before anything is dropped for it
+                with pytest.raises(ValueError, match="state has 'nothing'"):
+                    await engine.update_weights({"nothing": torch.zeros(2)}, 1)
+                behind = {"tree": kept["branching"]["id"], "from": 0}
+                more = {"prompt": [], "max_tokens": 1, "branching": behind}
+                assert (await client.ask(more))[0] == 200
+                async with HTTPEngine(url, patience_s=0.05) as hasty:
+                    with pytest.raises(EngineError, match="requests are in progress"):
+                        await hasty.update_weights(model.state_dict(), 1)
+                await engine.update_weights(model.state_dict(), 1)
+                assert (await busy)[0] == 200
+                assert (await client.ask(more))[0] == 404
+
+    asyncio.run(check())
+
+
+def test_of_several_servers_the_one_that_refuses_weights_is_heard() -> None:
+    model = copy.deepcopy(tiny("qwen3"))
+
+    async def check() -> None:
+        with local_server(model=model, app=UPDATES) as one, local_server() as other:
+            async with AffinityEngine([HTTPEngine(one), HTTPEngine(other)]) as engine:
+                with pytest.raises(ValueError, match=f"{other}.*--weight_updates"):
+                    await engine.update_weights(model.state_dict(), 1)
+
+    asyncio.run(check())
+
+
+def test_who_leaves_a_server_that_has_gone_sees_its_own_error() -> None:
+    async def check() -> None:
+        with local_server() as url:
+            engine = HTTPEngine(url, patience_s=0.1)
+            await engine.open(prompt(9))
+        with pytest.raises(KeyError, match="mine"):
+            async with engine:
+                raise KeyError("mine")
+        assert engine._wire._session is None
 
     asyncio.run(check())
 

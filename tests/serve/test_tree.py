@@ -29,6 +29,7 @@ from spark.serve.trees import Trees
 
 PROMPT = prompt(11)
 THRESHOLD = 3.9
+ALONE = {"policy": "none", "keep": False}
 BRANCHY = {"policy": "entropy", "roots": 2, "entropy_threshold": THRESHOLD}
 
 
@@ -114,6 +115,32 @@ def test_a_leaf_that_is_stopped_in_the_engine_fails_its_request() -> None:
                         if event.delta is not None:
                             await trees.backend.abort([run.leaves[0].id])
             assert engine.stats()["blocks_in_use"] == 0
+
+    asyncio.run(asyncio.wait_for(check(), 60))
+
+
+@pytest.mark.parametrize("new", [1, 3])
+def test_nothing_is_kept_of_a_request_that_is_cancelled_at_any_time(new: int) -> None:
+    async def cancelled(trees: Trees, turns: int) -> bool:
+        task = asyncio.create_task(grow(trees, request(n=1, max_tokens=new, branching=ALONE)))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        done = task.done()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return done
+
+    async def check() -> None:
+        async with served() as (trees, engine, registry):
+            turns = 0
+            while not await cancelled(trees, turns):
+                turns += 1
+            assert turns > 10
+            count = registry.get_sample_value
+            assert count("spark:leaves_reserved") == count("spark:trees_running") == 0
+            assert engine.stats()["blocks_in_use"] == 0
+            # as it asks before new weights come
+            await trees.drop_all()
 
     asyncio.run(asyncio.wait_for(check(), 60))
 

@@ -296,4 +296,4 @@ def test_the_bonus_goes_to_the_first_visit() -> None:
 
 def test_an_unknown_scheme_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match="unknown credit scheme 'leafs'; known: anchor, depth"):
-        credit(random_tree(0), CreditConfig(scheme="leafs"))
+        CreditConfig(scheme="leafs")

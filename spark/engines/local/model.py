@@ -104,12 +104,8 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase | None, shape: ModelShap
         )
 
 
-def load_state(model: PreTrainedModel, state: Mapping[str, torch.Tensor]) -> None:
-    """Copy `state` into the parameters and buffers of `model` in place.
-
-    Raises:
-        ValueError: a name is unknown or a shape differs; nothing is copied then.
-    """
+def check_state(model: PreTrainedModel, state: Mapping[str, torch.Tensor]) -> None:
+    """Raise ValueError where a name in `state` is unknown to `model` or a shape differs."""
     own = model.state_dict()
     for name, tensor in state.items():
         if name not in own:
@@ -117,6 +113,15 @@ def load_state(model: PreTrainedModel, state: Mapping[str, torch.Tensor]) -> Non
         if own[name].shape != tensor.shape:
             shapes = f"{tuple(tensor.shape)}, the model's {tuple(own[name].shape)}"
             raise ValueError(f"shape of {name!r} in state is {shapes}")
+
+
+def load_state(model: PreTrainedModel, state: Mapping[str, torch.Tensor]) -> None:
+    """Copy `state` into the parameters and buffers of `model` in place.
+
+    Raises ValueError as `check_state` does; nothing is copied then.
+    """
+    check_state(model, state)
+    own = model.state_dict()
     with torch.no_grad():
         for name, tensor in state.items():
             own[name].copy_(tensor)

@@ -42,8 +42,10 @@ class EmbeddedSGLang(ServedEngine):
 
     async def __aexit__(self, *error: object) -> None:
         """Release every sequence and end SGLang's processes."""
-        await super().__aexit__(*error)
-        stop(self._sglang)
+        try:
+            await super().__aexit__(*error)
+        finally:
+            stop(self._sglang)
 
     async def _publish(self, state: State, version: int) -> None:
         """Hand the weights over in shared memory; all KV of the old ones is dropped."""

@@ -46,8 +46,10 @@ class EmbeddedVLLM(ServedEngine):
 
     async def __aexit__(self, *error: object) -> None:
         """Release every sequence and end vLLM's processes."""
-        await super().__aexit__(*error)
-        self._llm.shutdown()
+        try:
+            await super().__aexit__(*error)
+        finally:
+            self._llm.shutdown()
 
     async def _publish(self, state: State, version: int) -> None:
         """Let vLLM load from memory that looks like a folder, where this machine has it."""
