@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from spark.core import Node, Tree
+from spark.recipes.account import ArmAccount
 from spark.recipes.checkpoint import complete_checkpoint, latest_checkpoint, verified_state
 from spark.recipes.config import ModelConfig
 from spark.recipes.journal import Journal, read_json, write_json
@@ -21,6 +22,15 @@ START = CHECKPOINTS / "first_light"
 
 def tree(arm: str, step: int) -> Tree:
     return Tree(task="t", seed=step, nodes=[Node(parent=None)], info={"arm": arm, "step": step})
+
+
+def test_a_lost_tree_has_no_leaves() -> None:
+    costs = ("generated", "reused", "forks", "env_steps", "env_steps_replayed", "env_seconds")
+    lost = Tree(task="t", seed=0, nodes=[Node(parent=None)])
+    lost.info |= {"leaves": [], **dict.fromkeys(costs, 0)}
+    account = ArmAccount()
+    account.add(lost)
+    assert account.leaves == 0
 
 
 def test_journal_forgets_what_came_after_a_checkpoint(tmp_path: Path) -> None:
