@@ -109,8 +109,8 @@ def test_killed_worker_is_replaced():
     ("options", "message"),
     [
         ({"challenge": "chess"}, "challenge: unknown 'chess'; choose among treasure_hunter"),
-        # of coin collectors it would do, but not of the games of L2
         ({"level": 31}, r"level=31 must lie in \[1, 30\]"),
+        # of coin collectors it would do, but not of the games of L2
         (
             {"challenge": "coin_collector", "other_challenge": "treasure_hunter", "level": 31},
             "level=31",
