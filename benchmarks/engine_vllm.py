@@ -36,7 +36,10 @@ def beside(model: Path, quick: bool) -> list[Case]:
     cases = []
     with apart(model, None) as vllm:
         for batch in (4,) if quick else (1, 16, 32):
-            ways = {"ours": partial(decode, mine, batch, new), "vllm": partial(vllm, batch, new)}
+            ways = {
+                "ours": partial(decode, mine, batch, new),
+                "vllm": partial(vllm, True, batch, new),
+            }
             assert ways["ours"]() == ways["vllm"](), "the engines continue differently"
             times = interleave(ways, rounds=rounds, warmup=1)
             ours, theirs = (times[name].rate(batch * new) for name in ways)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import product
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -15,36 +16,37 @@ from unittest.mock import patch
 
 from benchmarks.harness import Case, interleave
 from benchmarks.vllm_engine import engine, prompt, saved
+from spark.engines.vllm.hooks import MARK
 
 SEQUENCES = 16
 # model, new tokens, rounds
-LOADS = (("1M", 128, 31), ("27M", 64, 15))
+LOADS = (("1M", 32, 120), ("27M", 32, 30))
 QUICK = (("1M", 32, 5),)
 
 
 def costs(folder: Path, quick: bool) -> list[Case]:
-    """Decode throughput with the plugin off, idle and scoring every token, against plain vLLM."""
+    """Decode throughput with the plugin off, idle and scoring every token, against vLLM as it is.
+
+    The plugin's methods come and go in one process: two processes of the same engine differ by 2 to
+    5 % for as long as they live.
+    """
     from spark.engines.vllm.branch import Branch
 
     cases = []
     for size, new, rounds in QUICK if quick else LOADS:
         model = saved(folder, size)
-        with (
-            apart(model, None) as plain,
-            apart(model, {"branching": "none"}) as off,
-            engine(model, branching={"branching": "spark"}, block=128, length=512) as made,
-        ):
-            ours, stock = partial(decode, made), partial(without, made)
-            calls = plain, off, ours, stock
-            want, *others = (call(SEQUENCES, new) for call in calls)
-            assert others == [want] * 3, "the engines continue differently"
-            for what, call, branch, against, least in (
-                ("off", off, None, plain, 0.99),
-                ("idle", ours, None, stock, 0.99),
-                ("scoring", ours, Branch(), stock, 0.97),
+        with apart(model, None) as plain:
+            want = plain(True, SEQUENCES, new)
+        with apart(model, {"branching": "none"}) as off, apart(model, {"branching": "spark"}) as on:
+            for call, hooked in product((off, on), (True, False)):
+                assert call(hooked, SEQUENCES, new) == want, "the plugin changed what is sampled"
+            for what, call, branch, least in (
+                ("off", off, None, 0.99),
+                ("idle", on, None, 0.99),
+                ("scoring", on, Branch(), 0.97),
             ):
-                run = partial(call, SEQUENCES, new, branch, 1.0)
-                base = partial(against, SEQUENCES, new, None, 1.0)
+                run = partial(call, True, SEQUENCES, new, branch, 1.0)
+                base = partial(call, False, SEQUENCES, new, None, 1.0)
                 cases.append(compared(what, size, run, base, rounds, new, least))
     return cases
 
@@ -76,28 +78,26 @@ def compared(
 
 
 def without(made: Any, *arguments: Any) -> list[list[int]]:
-    """Decode in the same process with vLLM's own methods put back for that time.
-
-    Two processes of the same engine differ by 2 to 5 % for as long as they live, which would hide
-    one per cent.
-    """
+    """Decode with vLLM's own methods put back for that time."""
     from vllm.v1.engine.input_processor import InputProcessor
     from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 
-    scheduler, forks = made.scheduler, made.scheduler.forks
+    scheduler, forks = made.scheduler, getattr(made.scheduler, "forks", None)
     runner = made.core.model_executor.driver_worker.worker.model_runner
-    manager = scheduler.kv_cache_manager
     with ExitStack() as stack:
         for thing in (runner, runner.sampler, scheduler):
             put_back(stack, thing)
-        stack.enter_context(patch.object(manager, "get_computed_blocks", forks._find))
-        stack.enter_context(patch.object(manager, "allocate_slots", forks._allocate))
+        if forks is not None:
+            manager = scheduler.kv_cache_manager
+            stack.enter_context(patch.object(manager, "get_computed_blocks", forks._find))
+            stack.enter_context(patch.object(manager, "allocate_slots", forks._allocate))
         for owner, name in (
             (InputProcessor, "process_inputs"),
             (OutputProcessor, "process_outputs"),
             (RequestState, "_new_completion_output"),
         ):
-            stack.enter_context(patch.object(owner, name, getattr(owner, name).__wrapped__))
+            if hasattr(method := getattr(owner, name), MARK):
+                stack.enter_context(patch.object(owner, name, method.__wrapped__))
         return decode(made, *arguments)
 
 
@@ -113,9 +113,10 @@ def put_back(stack: ExitStack, thing: Any) -> None:
 
 @contextmanager
 def apart(model: Path, branching: dict[str, str] | None) -> Iterator[Any]:
-    """Yield `decode` on vLLM in a process of its own, as hooks are a whole process's.
+    """Yield what decodes on vLLM in a process of its own, as hooks are a whole process's.
 
-    `branching`: the plugin's options; None = vLLM does not even load it.
+    `branching`: the plugin's options; None = vLLM does not even load it. The first argument of a
+    call is whether the plugin's methods are in place.
     """
     context = get_context("spawn")
     here, there = context.Pipe()
@@ -139,8 +140,8 @@ def answer_calls(model: Path, branching: dict[str, str] | None, calls: Connectio
     if branching is None:
         os.environ["VLLM_PLUGINS"] = ""
     with engine(model, branching=branching or {}, block=128, length=512) as made:
-        for arguments in iter(calls.recv, None):
-            calls.send(decode(made, *arguments))
+        for hooked, *arguments in iter(calls.recv, None):
+            calls.send((decode if hooked else without)(made, *arguments))
 
 
 def decode(

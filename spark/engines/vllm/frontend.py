@@ -42,10 +42,13 @@ def read_scores() -> None:
         original: Any, self: Any, outputs: list[Any], *args: Any, **kwargs: Any
     ) -> Any:
         for output in outputs:
-            if output.kv_transfer_params and (new := detach(output)) is not None:
+            if output.kv_transfer_params and (told := detach(output)) is not None:
                 state = self.request_states.get(output.request_id)
                 if state is not None:
-                    state.__dict__.setdefault("spark", TokenScores()).extend(new)
+                    own = state.__dict__
+                    if "spark" not in own:
+                        own["spark"] = TokenScores()
+                    own["spark"].add(*told)
         return original(self, outputs, *args, **kwargs)
 
     @around(RequestState, "_new_completion_output")

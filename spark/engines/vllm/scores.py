@@ -6,6 +6,7 @@ synchronisation.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from spark.engines.vllm.branch import KEY
 COLUMNS = 3
 SENTINEL = -7
 """Token id of the extra columns."""
+UNKNOWN = (float("nan"),) * COLUMNS
 
 
 @dataclass(kw_only=True, slots=True)
@@ -35,6 +37,16 @@ class TokenScores:
     """exact, cache or recompute; None where nothing was forked or it has been told before."""
     recomputed: int = 0
     """Tokens of the shared prefix that were computed again."""
+
+    def add(self, row: Sequence[float] | None, path: tuple[str, int] | None) -> None:
+        """Append the scores of one token, in the order of the fields; None = they are not known."""
+        logprob, entropy, kept = row or UNKNOWN
+        self.logprobs.append(logprob)
+        self.entropies.append(entropy)
+        self.log_kept_mass.append(kept)
+        if path is not None:
+            self.fork_path = path[0]
+            self.recomputed += path[1]
 
     def extend(self, other: TokenScores) -> None:
         """Append what was said about the tokens that follow."""
@@ -84,24 +96,14 @@ def take(output: Any, vocab_size: int) -> Any:
 
 def attach(output: Any, row: list[float] | None, path: tuple[str, int] | None) -> None:
     """Let an EngineCoreOutput of one new token carry its scores to the front end."""
-    told: dict[str, Any] = {"row": row}
-    if path is not None:
-        told["fork_path"], told["recomputed"] = path
-    output.kv_transfer_params = {**(output.kv_transfer_params or {}), KEY: told}
+    output.kv_transfer_params = {**(output.kv_transfer_params or {}), KEY: (row, path)}
 
 
-def detach(output: Any) -> TokenScores | None:
-    """Take the scores off an EngineCoreOutput; None where it has none."""
+def detach(output: Any) -> tuple[list[float] | None, tuple[str, int] | None] | None:
+    """Take what `attach` has put on an EngineCoreOutput; None where it has none."""
     carried = output.kv_transfer_params
     if not carried or KEY not in carried:
         return None
-    told = carried.pop(KEY)
+    row, path = carried.pop(KEY)
     output.kv_transfer_params = carried or None
-    logprob, entropy, kept = told["row"] or (float("nan"),) * COLUMNS
-    return TokenScores(
-        logprobs=[logprob],
-        entropies=[entropy],
-        log_kept_mass=[kept],
-        fork_path=told.get("fork_path"),
-        recomputed=told.get("recomputed", 0),
-    )
+    return row, path
