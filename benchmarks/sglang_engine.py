@@ -150,7 +150,7 @@ def as_case(
     return Case(
         op=op,
         case=case,
-        metric="time" if unit == "ms" else "tokens",
+        metric={"ms": "time", "tokens": "tokens"}.get(unit, "share"),
         unit=unit,
         ours=ours,
         baselines=times,

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import results
 from benchmarks.harness import Case, Timing, compare, interleave
+from benchmarks.own_time import OwnTime
 
 
 def case(**changes: object) -> Case:
@@ -86,3 +87,22 @@ def test_results_and_tables(tmp_path: Path) -> None:
     text = page.read_text()
     assert text.startswith("a\n") and text.endswith("-->\nb\n") and "old" not in text
     assert "| copy | n=8 dtype=float32 | 2 ms | 4.00x torch | 50% | 5x torch: MISSED |" in text
+
+
+def test_own_time_leaves_out_what_is_called_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def spend(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr("benchmarks.own_time.time.perf_counter", lambda: now)
+    own = OwnTime()
+    hook = own.ours(lambda: spend(2))
+    stock = own.theirs(lambda: (spend(10), hook(), spend(10)))
+    outer = own.ours(lambda: (spend(1), stock(), hook(), spend(1)))
+    outer()
+    # two hooks and what the outer one does itself
+    assert own.seconds == 2 + 2 + 2
+    stock()
+    assert own.seconds == 8
