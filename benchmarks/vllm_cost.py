@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import partial, wraps
+from inspect import unwrap
 from itertools import product
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -14,7 +16,9 @@ from types import MethodType
 from typing import Any
 from unittest.mock import patch
 
-from benchmarks.harness import Case, interleave
+from benchmarks.harness import Case
+from benchmarks.own_time import OwnTime
+from benchmarks.served import timing
 from benchmarks.vllm_engine import engine, prompt, saved
 from spark.engines.vllm.hooks import MARK
 
@@ -28,7 +32,8 @@ def costs(folder: Path, quick: bool) -> list[Case]:
     """Decode throughput with the plugin off, idle and scoring every token, against vLLM as it is.
 
     The plugin's methods come and go in one process: two processes of the same engine differ by 2 to
-    5 % for as long as they live.
+    5 % for as long as they live. Waves still differ by 10 %, which hides what an idle plugin costs;
+    so the time in its methods is taken too, less that of the sampler which they stand for.
     """
     from spark.engines.vllm.branch import Branch
 
@@ -41,28 +46,41 @@ def costs(folder: Path, quick: bool) -> list[Case]:
             for call, hooked in product((off, on), (True, False)):
                 assert call(hooked, SEQUENCES, new) == want, "the plugin changed what is sampled"
             for what, call, branch, least in (
-                ("off", off, None, 0.99),
-                ("idle", on, None, 0.99),
+                ("off", off, None, None),
+                ("idle", on, None, None),
                 ("scoring", on, Branch(), 0.97),
             ):
-                run = partial(call, True, SEQUENCES, new, branch, 1.0)
-                base = partial(call, False, SEQUENCES, new, None, 1.0)
-                cases.append(compared(what, size, run, base, rounds, new, least))
+                ours = partial(call, True, SEQUENCES, new, branch, 1.0)
+                stock = partial(call, False, SEQUENCES, new, None, 1.0)
+                waves = {"ours": ours, "vllm": stock}
+                seconds, own = in_turns(waves, call, rounds)
+                cases.append(throughput(what, size, seconds, new, least))
+                if what == "idle":
+                    cases.append(net_share(size, seconds["ours"], own))
     return cases
 
 
-def compared(
-    what: str,
-    size: str,
-    ours: Callable[[], Any],
-    stock: Callable[[], Any],
-    rounds: int,
-    new: int,
-    least: float,
+def in_turns(
+    waves: dict[str, Callable[[], Any]], call: Apart, rounds: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Return the seconds of every wave, and those that its process counted as `own`."""
+    seconds: dict[str, list[float]] = {name: [] for name in waves}
+    own: dict[str, list[float]] = {name: [] for name in waves}
+    for turn in range(rounds + 1):
+        for name, wave in waves.items():
+            start = time.perf_counter()
+            wave()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+                own[name].append(call.own_seconds)
+    return seconds, own
+
+
+def throughput(
+    what: str, size: str, seconds: dict[str, list[float]], new: int, least: float | None
 ) -> Case:
-    """Time both in turns; `least`: the share of vLLM's throughput that is asked for."""
-    times = interleave({"ours": ours, "vllm": stock}, rounds=rounds, warmup=1)
-    rates = {name: t.rate(SEQUENCES * new) for name, t in times.items()}
+    """Compare both; `least`: the share of vLLM's throughput that is asked for."""
+    rates = {name: timing(took).rate(SEQUENCES * new) for name, took in seconds.items()}
     ratio = rates["ours"].median / rates["vllm"].median
     return Case(
         op=what,
@@ -72,13 +90,28 @@ def compared(
         ours=rates["ours"],
         baselines={"vllm": rates["vllm"]},
         ratio={"vllm": ratio},
-        target={"vllm": least},
-        met=ratio >= least,
+        target=None if least is None else {"vllm": least},
+        met=None if least is None else ratio >= least,
     )
 
 
-def without(made: Any, *arguments: Any) -> list[list[int]]:
-    """Decode with vLLM's own methods put back for that time."""
+def net_share(size: str, seconds: list[float], own: dict[str, list[float]]) -> Case:
+    """Return what the plugin's methods add to a wave, in per cent of it."""
+    waves = zip(seconds, own["ours"], own["vllm"], strict=True)
+    shares = timing([100 * (ours - replaced) / took for took, ours, replaced in waves])
+    return Case(
+        op="idle",
+        case={"model": size, "sequences": SEQUENCES},
+        metric="share",
+        unit="% in its methods",
+        ours=shares,
+        target={"%": 1},
+        met=shares.median <= 1,
+    )
+
+
+def without(made: Any, own: OwnTime, *arguments: Any) -> list[list[int]]:
+    """Decode with vLLM's own methods put back for that time; `own` counts its sampler."""
     from vllm.v1.engine.input_processor import InputProcessor
     from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 
@@ -98,7 +131,46 @@ def without(made: Any, *arguments: Any) -> list[list[int]]:
         ):
             if hasattr(method := getattr(owner, name), MARK):
                 stack.enter_context(patch.object(owner, name, method.__wrapped__))
+        sampler = runner.sampler
+        sample = MethodType(unwrap(sampler.forward.__func__), sampler)
+        stack.enter_context(patch.object(sampler, "forward", own.ours(sample)))
         return decode(made, *arguments)
+
+
+def count_own_time(made: Any, own: OwnTime) -> None:
+    """Let `own` count the plugin's methods, from now on."""
+    from vllm.v1.engine.input_processor import InputProcessor
+    from vllm.v1.engine.output_processor import OutputProcessor, RequestState
+
+    runner = made.core.model_executor.driver_worker.worker.model_runner
+    for thing in (runner, runner.sampler, made.scheduler):
+        order = type(thing).__mro__
+        for kind in order:
+            if not kind.__module__.startswith("spark."):
+                continue
+            behind = order[order.index(kind) + 1 :]
+            for name in overridden(kind, behind):
+                stock = next(each for each in behind if name in vars(each))
+                setattr(stock, name, own.theirs(vars(stock)[name]))
+                setattr(kind, name, own.ours(vars(kind)[name]))
+    forks, manager = made.scheduler.forks, made.scheduler.kv_cache_manager
+    forks._find, forks._allocate = own.theirs(forks._find), own.theirs(forks._allocate)
+    manager.get_computed_blocks = own.ours(forks._computed_blocks)
+    manager.allocate_slots = own.ours(forks._allocate_slots)
+    for owner, name in (
+        (InputProcessor, "process_inputs"),
+        (OutputProcessor, "process_outputs"),
+        (RequestState, "_new_completion_output"),
+    ):
+        wrapped = getattr(owner, name)
+        hook = partial(getattr(wrapped, MARK), own.theirs(wrapped.__wrapped__))
+        setattr(owner, name, wraps(wrapped)(own.ours(lambda *a, _hook=hook, **k: _hook(*a, **k))))
+
+
+def overridden(kind: type, behind: Sequence[type]) -> list[str]:
+    """Return the names of the methods of `kind` that one of the classes `behind` it has too."""
+    names = [name for name, value in vars(kind).items() if callable(value)]
+    return [n for n in names if n[:2] != "__" and any(n in vars(each) for each in behind)]
 
 
 def put_back(stack: ExitStack, thing: Any) -> None:
@@ -111,25 +183,35 @@ def put_back(stack: ExitStack, thing: Any) -> None:
             stack.enter_context(patch.object(thing, name, method))
 
 
+class Apart:
+    """An engine in another process."""
+
+    def __init__(self, there: Connection) -> None:
+        self._there = there
+        self.own_seconds = 0.0
+        """What the plugin's methods took in the last call; without them, vLLM's sampler."""
+
+    def __call__(self, hooked: bool, *arguments: Any) -> list[list[int]]:
+        """Decode with the plugin's methods in place, or not."""
+        self._there.send((hooked, *arguments))
+        tokens: list[list[int]]
+        tokens, self.own_seconds = self._there.recv()
+        return tokens
+
+
 @contextmanager
-def apart(model: Path, branching: dict[str, str] | None) -> Iterator[Any]:
+def apart(model: Path, branching: dict[str, str] | None) -> Iterator[Apart]:
     """Yield what decodes on vLLM in a process of its own, as hooks are a whole process's.
 
-    `branching`: the plugin's options; None = vLLM does not even load it. The first argument of a
-    call is whether the plugin's methods are in place.
+    `branching`: the plugin's options; None = vLLM does not even load it.
     """
     context = get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=answer_calls, args=(model, branching, there))
     process.start()
 
-    def call(*arguments: Any) -> list[list[int]]:
-        here.send(arguments)
-        tokens: list[list[int]] = here.recv()
-        return tokens
-
     try:
-        yield call
+        yield Apart(here)
     finally:
         here.send(None)
         process.join()
@@ -139,9 +221,14 @@ def answer_calls(model: Path, branching: dict[str, str] | None, calls: Connectio
     """Decode as often as asked; None ends it."""
     if branching is None:
         os.environ["VLLM_PLUGINS"] = ""
+    own = OwnTime()
     with engine(model, branching=branching or {}, block=128, length=512) as made:
+        if hasattr(made.scheduler, "forks"):
+            count_own_time(made, own)
         for hooked, *arguments in iter(calls.recv, None):
-            calls.send((decode if hooked else without)(made, *arguments))
+            own.seconds = 0.0
+            tokens = decode(made, *arguments) if hooked else without(made, own, *arguments)
+            calls.send((tokens, own.seconds))
 
 
 def decode(

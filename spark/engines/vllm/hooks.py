@@ -31,7 +31,7 @@ def around(owner: type, name: str) -> Callable[[Callable[..., Any]], None]:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             return function(original, *args, **kwargs)
 
-        setattr(wrapped, MARK, True)
+        setattr(wrapped, MARK, function)
         setattr(owner, name, kind(wrapped) if kind else wrapped)
 
     return replace
