@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial, wraps
 from inspect import unwrap
@@ -61,7 +61,7 @@ def costs(folder: Path, quick: bool) -> list[Case]:
 
 
 def in_turns(
-    waves: dict[str, Callable[[], Any]], call: Apart, rounds: int
+    waves: Mapping[str, Callable[[], Any]], call: Apart, rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Return the seconds of every wave, and those that its process counted as `own`."""
     seconds: dict[str, list[float]] = {name: [] for name in waves}
