@@ -135,8 +135,8 @@ def claims(stored: list[dict[str, Any]]) -> str:
 def margin(case: dict[str, Any]) -> float:
     """Return by what factor a case reaches its target, the least of them where it has several."""
     reached = {**case["ratio"], "floor": case["fraction_of_floor"]}
-    # a target in the case's own unit is a time not to exceed
-    within = {case["unit"]: lambda goal: goal / case["ours"]["median"]}
+    # a target in the case's own unit is not to be exceeded; a cost may come out as a gain
+    within = {case["unit"]: lambda goal: goal / max(case["ours"]["median"], 1e-9)}
     return min(
         within[name](goal) if name in within else reached[name] / goal
         for name, goal in case["target"].items()

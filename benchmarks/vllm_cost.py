@@ -99,15 +99,16 @@ def net_share(
     what: str, size: str, seconds: list[float], own: dict[str, list[float]], most: float
 ) -> Case:
     """Return what the plugin's methods add to a wave, in per cent of it; `most` is asked for."""
+    unit = "% in its methods"
     waves = zip(seconds, own["ours"], own["vllm"], strict=True)
     shares = timing([100 * (ours - replaced) / took for took, ours, replaced in waves])
     return Case(
         op=what,
         case={"model": size, "sequences": SEQUENCES},
         metric="share",
-        unit="% in its methods",
+        unit=unit,
         ours=shares,
-        target={"%": most},
+        target={unit: most},
         met=shares.median <= most,
     )
 
