@@ -63,8 +63,8 @@ $(VLLM)/.built: $(VLLM)/.engine $(VENV)/.built pyproject.toml
 test-vllm: $(VLLM)/.built
 	$(VLLM)/bin/python -m pytest -m "vllm and not slow" tests/engines/vllm
 
-# SGLang excludes our transformers: an environment of its own; the newest and the
-# oldest release lie on top of it
+# SGLang excludes our transformers: an environment of its own; the newest and the oldest
+# release that we support lie on top of it
 SGLANG := .venv-sglang
 SGLANG_TESTS := tests/engines/sglang
 SGLANG_PIP := $(SGLANG)/bin/pip install --quiet --disable-pip-version-check
@@ -74,9 +74,6 @@ $(SGLANG)/.dependencies: $(SGLANG_TESTS)/requirements.txt pyproject.toml constra
 	$(PYTHON) -m venv $(SGLANG)
 	$(SGLANG_PIP) torch==$$(sed -n 's/^torch==//p' constraints.txt)
 	$(SGLANG_PIP) --no-deps sglang==0.5.21 torchvision==0.28.0
-	$(SGLANG_PIP) --no-deps --upgrade --target $(SGLANG)/newest sglang==0.5.23
-	$(SGLANG_PIP) --no-deps --upgrade --target $(SGLANG)/oldest sglang==0.5.19 \
-	  transformers==5.12.1 tokenizers==0.22.2
 	$(SGLANG_PIP) -r $(SGLANG_TESTS)/requirements.txt
 	$(SGLANG_PIP) pytest hypothesis scipy setuptools \
 	  $$(sed -n '/^requires = /s/.*\[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
@@ -87,12 +84,18 @@ $(SGLANG)/.built: $(SGLANG)/.dependencies $(BUILD_INPUTS)
 	  $(SGLANG_PIP) --no-build-isolation -c $(SGLANG_TESTS)/requirements.txt -e '.[alfworld,train,serve]'
 	touch $@
 
+$(SGLANG)/0.5.23: | $(SGLANG)/.dependencies
+	$(SGLANG_PIP) --no-deps --target $@ sglang==$(@F)
+
+$(SGLANG)/0.5.19: | $(SGLANG)/.dependencies
+	$(SGLANG_PIP) --no-deps --target $@ sglang==$(@F) transformers==5.12.1 tokenizers==0.22.2
+
 test-sglang: SGLANG_SHIMS := $(abspath $(SGLANG_TESTS)/shims)
-test-sglang: $(SGLANG)/.built
+test-sglang: $(SGLANG)/.built $(SGLANG)/0.5.23 $(SGLANG)/0.5.19
 	PYTHONPATH=$(SGLANG_SHIMS) $(SGLANG_RUN) -m "sglang and not slow" $(SGLANG_TESTS)
-	PYTHONPATH=$(SGLANG_SHIMS):$(abspath $(SGLANG)/newest) $(SGLANG_RUN) -m "sglang and not slow" \
+	PYTHONPATH=$(SGLANG_SHIMS):$(abspath $(SGLANG)/0.5.23) $(SGLANG_RUN) -m "sglang and not slow" \
 	  $(SGLANG_TESTS)/test_sglang_fork.py -k "offset or finished or forks_of_forks"
-	PYTHONPATH=$(SGLANG_SHIMS):$(abspath $(SGLANG)/oldest) $(SGLANG_RUN) -m "sglang and not slow" \
+	PYTHONPATH=$(SGLANG_SHIMS):$(abspath $(SGLANG)/0.5.19) $(SGLANG_RUN) -m "sglang and not slow" \
 	  $(SGLANG_TESTS)/test_sglang_fork.py -k finished
 
 # other trainers beside our own torch and transformers; the environment is ours and theirs

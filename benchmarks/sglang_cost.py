@@ -49,11 +49,10 @@ def costs(model: Path, quick: bool) -> list[Case]:
                     shares[name].append(own_seconds(engine) / seconds[name][-1])
     case = {"requests": REQUESTS, "new tokens": new}
     times = {name: {"ours": seconds[name], "stock": seconds["stock"]} for name in WAYS}
-    asked = {"scored": {"stock": 1 / 1.03}, "idle": dict[str, float]()}
     found = []
     for name, what, most in (("scored", "all tokens scored", 3), ("idle", "plugin idle", 1)):
-        own = {"ours": shares[name]}
-        found.append(as_case(what, case, times[name], 1e3, "ms", asked[name]))
+        own, asked = {"ours": shares[name]}, {"stock": 1 / (1 + most / 100)}
+        found.append(as_case(what, case, times[name], 1e3, "ms", asked))
         found.append(as_case(what, case, own, 100, "% in its functions", {}, most=most))
     return found
 

@@ -25,6 +25,7 @@ def take_packed_rows(model: PreTrainedModel) -> None:
     linear attention), where attention has sinks, or the head a factor that nobody knows of.
     """
     if model.config._attn_implementation == NAME:
+        # it does already, and has lost the attention to compare with
         return
     tree = _tree(model.config.get_text_config().vocab_size)
     with torch.no_grad():

@@ -37,13 +37,13 @@ def make_sampler() -> Any:
         ) -> Tensor:
             rows: Rows | None = getattr(sampling_info, "spark", None)
             logits = logits_output.next_token_logits
-            told = rows is not None and any(rows.wanted)
+            scored = rows is not None and any(rows.wanted)
             missing = lacking(self, logits, sampling_info, more)
             if rows is None or missing:
                 say_once(missing or "sampling tensors made without requests")
             # where nothing is drawn and nothing told, the largest logit is the answer
-            if rows is None or missing or (sampling_info.is_all_greedy and not told):
-                before = logits.clone() if told else logits
+            if rows is None or missing or (sampling_info.is_all_greedy and not scored):
+                before = logits.clone() if scored else logits
                 if rows is not None and rows.grammar is not None:
                     rows.grammar.apply(logits)
                 tokens: Tensor = super().forward(
@@ -55,7 +55,7 @@ def make_sampler() -> Any:
                     positions,
                     **more,
                 )
-                if rows is not None and told:
+                if rows is not None and scored:
                     rows.scores = draw(before, sampling_info, rows, None, tokens.long())
                 return tokens
             logits = self._preprocess_logits(logits, sampling_info)
