@@ -31,9 +31,9 @@ _kept: dict[str, Any] = {}
 def costs(model: Path, quick: bool) -> list[Case]:
     """Compare ordinary requests on SGLang as it is, beside the idle plugin, and scored.
 
-    The hooks come and go in one engine: two processes of the same engine differ by some per cent
-    for as long as they live. Waves of requests still differ by 10 %, which hides what an idle
-    plugin costs; so the time in its functions is taken as well.
+    The hooks come and go in one engine: two processes of the same engine differ for as long as they
+    live. Waves of requests still differ by more than an idle plugin costs; so the time in its
+    functions is taken as well.
     """
     new, rounds = (16, 2) if quick else (16, 40)
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}

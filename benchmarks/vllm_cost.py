@@ -31,9 +31,9 @@ QUICK = (("1M", 32, 5),)
 def costs(folder: Path, quick: bool) -> list[Case]:
     """Decode throughput with the plugin off, idle and scoring every token, against vLLM as it is.
 
-    The plugin's methods come and go in one process: two processes of the same engine differ by 2 to
-    5 % for as long as they live. Waves still differ by 10 %, which hides what an idle plugin costs;
-    so the time in its methods is taken too, less that of the sampler which they stand for.
+    The plugin's methods come and go in one process: two processes of the same engine differ for as
+    long as they live. Waves still differ by more than an idle plugin costs; so the time in its
+    methods is taken too, less that of the sampler which they stand for.
     """
     from spark.engines.vllm.branch import Branch
 
