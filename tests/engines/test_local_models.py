@@ -99,6 +99,7 @@ def test_update_weights_changes_what_is_sampled() -> None:
 
 
 def test_lora_layers_run_and_follow_their_weights() -> None:
+    # comes with the extra `train`
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
     model = peft.get_peft_model(copy_of("qwen3"), config).eval()
