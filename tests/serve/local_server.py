@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -40,13 +41,26 @@ def listening(app: FastAPI) -> Iterator[str]:
         assert not run.is_alive()
 
 
+def slowly(step: Callable[[], None], seconds: float) -> None:
+    time.sleep(seconds)
+    step()
+
+
 @contextmanager
 def local_server(
-    *, model: Any = None, blocks: int = 512, app: dict[str, Any] | None = None, **limits: Any
+    *,
+    model: Any = None,
+    blocks: int = 512,
+    step_s: float = 0.0,
+    app: dict[str, Any] | None = None,
+    **limits: Any,
 ) -> Iterator[str]:
-    """Serve a tiny random model."""
+    """Serve a tiny random model; with `step_s` a token takes at least so many seconds."""
     model = model or tiny("qwen3")
     engine = LocalEngine(model, num_blocks=blocks, block_size=8, tokenizer=tokenizer())
+    if step_s:
+        core = engine._core
+        core.run_step = partial(slowly, core.run_step, step_s)  # type: ignore[method-assign]
     backend = LocalBackend(engine, tokenizer(), "tiny")
     with listening(make_app(backend, Limits(**limits), **app or {})) as url:
         yield url

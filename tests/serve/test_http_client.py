@@ -98,7 +98,7 @@ def test_new_weights_wait_for_requests_in_progress() -> None:
     model = copy.deepcopy(tiny("qwen3"))
 
     async def check() -> None:
-        with local_server(model=model, app=UPDATES) as url:
+        with local_server(model=model, app=UPDATES, step_s=0.01) as url:
             async with HTTPEngine(url) as engine, Client(url) as client:
                 kept = await client.good({"prompt": prompt(9), "branching": {"policy": "none"}})
                 long = {"prompt": prompt(9), "max_tokens": 240, "ignore_eos": True}
@@ -168,6 +168,7 @@ def test_a_full_server_is_waited_for() -> None:
             async with HTTPEngine(url) as engine:
                 outs = await asyncio.gather(*(one(engine, seed) for seed in range(5)))
             assert outs == [greedy("qwen3", prompt(9, seed), 12) for seed in range(5)]
+        with local_server(max_running_leaves=1, step_s=0.01) as url:
             async with HTTPEngine(url, patience_s=0.02) as hasty, Client(url) as client:
                 long = {"prompt": prompt(9), "max_tokens": 240, "ignore_eos": True}
                 busy = asyncio.create_task(client.ask(long))
@@ -210,7 +211,7 @@ def test_servers_of_another_kind_are_refused() -> None:
 
 def test_a_cancelled_sample_leaves_no_trace() -> None:
     async def check() -> None:
-        with local_server() as url:
+        with local_server(step_s=0.01) as url:
             async with HTTPEngine(url) as engine, Client(url) as client:
                 seq = await engine.open(prompt(9))
                 doomed = asyncio.create_task(engine.sample(seq, replace(GREEDY, max_tokens=240)))
