@@ -25,6 +25,10 @@ JAVA_MISSING = (
 )
 
 
+Strings = Callable[[Callable[[], Any]], list[str]]
+"""Question to the virtual machine -> the strings of its answer."""
+
+
 class Outcome(NamedTuple):
     """What a step led to."""
 
@@ -64,7 +68,13 @@ class Jvm:
     def simulator(self) -> Simulator:
         """Return a new simulator with nothing loaded."""
         make = self._gateway.jvm.scienceworld.runtime.pythonapi.PythonInterface
-        return Simulator(self.call(make), self.call)
+        return Simulator(self.call(make), self.call, self._strings)
+
+    def _strings(self, ask: Callable[[], Any]) -> list[str]:
+        """Return the strings that `ask` lists, in one answer instead of one for each of them."""
+        join = self._gateway.jvm.java.lang.String.join
+        joined: str = self.call(lambda: join("\n", ask()))
+        return joined.split("\n") if joined else []
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Return what the virtual machine answers. Raises EnvError with the first line of its
@@ -89,8 +99,8 @@ class Jvm:
 class Simulator:
     """One world, at some point of some task."""
 
-    def __init__(self, java: Any, call: Callable[..., Any]) -> None:
-        self._java, self._call = java, call
+    def __init__(self, java: Any, call: Callable[..., Any], strings: Strings) -> None:
+        self._java, self._call, self._strings = java, call, strings
         self.name: TaskName | None = None
         """What is loaded."""
         self.start = ""
@@ -116,11 +126,11 @@ class Simulator:
 
     def commands(self) -> list[str]:
         """Return all valid commands, in alphabetical order."""
-        return sorted(self._call(lambda: list(self._java.getValidActionObjectCombinations())))
+        return sorted(self._strings(self._java.getValidActionObjectCombinations))
 
     def gold(self) -> list[str]:
         """Return the commands that solve what was loaded with `gold`."""
-        return self._call(lambda: list(self._java.getGoldActionSequence()))
+        return self._strings(self._java.getGoldActionSequence)
 
     def variations(self, kind: str, simplifications: str) -> dict[str, list[int]]:
         """Return the official split of a task type's variations: train, dev and test."""
@@ -140,7 +150,7 @@ class Simulator:
 
     def kinds(self) -> list[str]:
         """Return all task types."""
-        return self._call(lambda: list(self._java.getTaskNames()))
+        return self._strings(self._java.getTaskNames)
 
 
 def _end(gateway: JavaGateway, process: Any) -> None:
