@@ -15,7 +15,7 @@ from scienceworld.constants import BASEPATH, JAR_PATH
 from spark.envs.base import EnvError
 from spark.envs.scienceworld.options import TaskName
 
-HEAP_MB, SIMULATOR_MB = 64, 16
+HEAP_MB, SIMULATOR_MB = 64, 24
 # the simulator keeps objects in sets ordered by identity hash, which Java draws at random; with one
 # hash for all objects the order is that of insertion, so that actions can be repeated
 FIXED_ORDER = ("-XX:+UnlockExperimentalVMOptions", "-XX:hashCode=2")
