@@ -34,7 +34,7 @@ class ScienceWorldOptions:
     simplifications: str = "easy"
     """ScienceWorld's own, separated by commas, e.g. "teleportAction,openDoors"; "" = none."""
     simulators: int = 64
-    """Simulators of one process at most, each a trajectory or a spare; up to 16 MB of the Java
+    """Simulators of one process at most, each a trajectory or a spare; up to 24 MB of the Java
     heap each."""
     spares: int = 2
     """Simulators kept ready at the start of a task in play, so that a fork need not wait."""
