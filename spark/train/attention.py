@@ -75,7 +75,12 @@ def tree_attention(
         scores = scores.unflatten(1, (groups, size))
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
-        scores = scores.masked_fill_(hidden[depth - size : depth, :depth], float("-inf"))
+        # without a window everybody sees all that lies before the segment
+        first = 0 if sliding_window else depth - size
+        # no gradient of the mask: the softmax passes none to what it gave no weight
+        with torch.no_grad():
+            unseen = hidden[depth - size : depth, first:depth]
+            scores[..., first:].masked_fill_(unseen, float("-inf"))
         weights = scores.softmax(-1)
         outputs.append((weights.flatten(1, 2) @ own_values).unflatten(1, (groups, size)))
     # [Hkv, G, T, D]
