@@ -42,6 +42,7 @@ def listening(app: FastAPI) -> Iterator[str]:
 
 
 def slowly(step: Callable[[], None], seconds: float) -> None:
+    """Take `step` after `seconds`."""
     time.sleep(seconds)
     step()
 
@@ -59,8 +60,9 @@ def local_server(
     model = model or tiny("qwen3")
     engine = LocalEngine(model, num_blocks=blocks, block_size=8, tokenizer=tokenizer())
     if step_s:
-        core = engine._core
-        core.run_step = partial(slowly, core.run_step, step_s)  # type: ignore[method-assign]
+        step = engine._core.run_step
+        # this engine's only, hence in the place of its class's method
+        engine._core.run_step = partial(slowly, step, step_s)
     backend = LocalBackend(engine, tokenizer(), "tiny")
     with listening(make_app(backend, Limits(**limits), **app or {})) as url:
         yield url
