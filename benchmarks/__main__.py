@@ -14,7 +14,7 @@ from rich.table import Table
 
 from benchmarks import results
 
-TOOLS = {"__main__", "harness", "own_time", "recorded", "results", "served"}
+TOOLS = {"__main__", "harness", "headlines", "own_time", "recorded", "results", "served"}
 TOOLS |= {"sglang_cost", "sglang_engine", "vllm_cost", "vllm_engine"}
 TOOLS |= {"statistics", "study", "study_record", "study_report", "study_signal"}
 # run by name, each in the environment of its engine's tests

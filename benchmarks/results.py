@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import headlines
 from benchmarks.harness import Case
 
 ROOT = Path(__file__).parents[1]
@@ -147,10 +148,13 @@ def update_tables(page: Path, folder: Path = RESULTS) -> list[str]:
     """Rewrite the tables of `page` that stand between markers; return their names.
 
     A table of suite `score` stands between `<!-- benchmark:score -->` and `<!-- /benchmark -->`;
-    the table `claims` has the worst case of every target.
+    the table `headlines` has what `benchmarks.headlines` lists, `claims` the worst case of every
+    target.
     """
     stored = read(folder)
-    tables = {result["suite"]: markdown(result) for result in stored} | {"claims": claims(stored)}
+    tables = {result["suite"]: markdown(result) for result in stored}
+    tables["headlines"] = table(headlines.HEAD, headlines.lines(stored))
+    tables["claims"] = claims(stored)
     text, written = page.read_text(), []
     for name, content in tables.items():
         head, mark, rest = text.partition(f"<!-- benchmark:{name} -->")

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.results import ROOT
+from benchmarks.results import ROOT, table
 from benchmarks.statistics import bootstrap, paired_p
 from benchmarks.study import RESULTS
 
@@ -32,12 +32,6 @@ def by_arm(data: dict[str, Any]) -> Runs:
 def baseline(arms: Runs) -> str:
     """Return the arm that the others are held against: the first of chains, "" without any."""
     return next((arm for arm in arms if arm.split("+")[0] == "chain"), "")
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Return a Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def success_table(arms: Runs) -> str:

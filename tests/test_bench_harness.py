@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import results
+from benchmarks import headlines, results
 from benchmarks.harness import Case, Timing, compare, interleave
 from benchmarks.own_time import OwnTime
 
@@ -87,6 +87,21 @@ def test_results_and_tables(tmp_path: Path) -> None:
     text = page.read_text()
     assert text.startswith("a\n") and text.endswith("-->\nb\n") and "old" not in text
     assert "| copy | n=8 dtype=float32 | 2 ms | 4.00x torch | 50% | 5x torch: MISSED |" in text
+
+
+def test_a_headline_spans_all_cases_of_its_operation() -> None:
+    fork = headlines.Headline("a fork", "copy", "copy", {"torch": "torch", "client": "a client"})
+    cases = [
+        case(ratio={"torch": 4.0, "client": 0.994}, target={"torch": 5.0}, met=False),
+        case(ratio={"torch": 12.3}, target={"torch": 5.0}, met=True),
+        # another operation, and the memory of this one
+        case(op="other", ratio={"torch": 99.0}),
+        case(metric="peak", ratio={"torch": 99.0}),
+    ]
+    data = [each.as_json() for each in cases]
+    said = ["a fork", "4.0 to 12x torch, 0.99x a client", "1 of 2"]
+    assert headlines.line(fork, data) == said
+    assert headlines.line(fork, data[:1])[1:] == ["4.0x torch, 0.99x a client", "0 of 1"]
 
 
 def test_own_time_leaves_out_what_is_called_of_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,7 +120,8 @@ def test_tables_are_the_measured_ones(page: Path, tmp_path: Path) -> None:
 def test_every_stored_result_has_its_table() -> None:
     text = (ROOT / "docs" / "benchmarks.md").read_text()
     assert all(f"<!-- benchmark:{result['suite']} -->" in text for result in results.read())
-    assert "<!-- benchmark:claims -->" in (ROOT / "README.md").read_text()
+    assert "<!-- benchmark:claims -->" in text
+    assert "<!-- benchmark:headlines -->" in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
