@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 import signal
+import time
 from itertools import islice
 
 import pytest
@@ -49,6 +50,25 @@ def test_texts_repeat_letter_by_letter(source):
         assert follow(twin, trace) == trace
     env.close()
     twin.close()
+
+
+@needs_java
+def test_spares_are_loaded_for_forks_alone():
+    with ScienceWorldSource(ScienceWorldOptions(simulators=8, spares=1)) as source:
+        alone, other = source.make(), source.make()
+        alone.reset(FIND)
+        other.reset(LIVES)
+        simulators = source._simulators
+        assert simulators._wishes.empty() and not simulators._idle and not simulators._preparing
+        child = alone.fork()
+        until = time.monotonic() + 60
+        while not simulators._ready(TaskName.parse(FIND)) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert simulators._ready(TaskName.parse(FIND)) == 1
+        assert not simulators._ready(TaskName.parse(LIVES))
+        for env in (alone, other, child):
+            env.close()
+        assert not simulators._playing
 
 
 @needs_java

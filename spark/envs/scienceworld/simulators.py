@@ -22,6 +22,8 @@ class Simulators:
         self._jvm: Jvm | None = None
         self._lent = 0
         """In use by trajectories, or being brought to a start."""
+        self._playing: dict[Simulator, TaskName] = {}
+        """Those in use by trajectories -> what they were lent for."""
         self._preparing = False
         self._idle: list[Simulator] = []
         """Not lent, the longest idle first; with a name: at the start of that task."""
@@ -39,7 +41,11 @@ class Simulators:
         except BaseException:
             self.give(simulator)
             raise
-        for _ in range(self.spares - self._ready(name)):
+        with self._lock:
+            forked = name in self._playing.values()
+            self._playing[simulator] = name
+        # who plays alone, as in an evaluation, does not fork: spares would be loaded for nobody
+        for _ in range(self.spares - self._ready(name) if forked else 0):
             self._wishes.put(name)
         return simulator
 
@@ -47,6 +53,7 @@ class Simulators:
         """Take a simulator back."""
         with self._lock:
             simulator.name = None
+            self._playing.pop(simulator, None)
             self._lent -= 1
             self._idle.insert(0, simulator)
 
