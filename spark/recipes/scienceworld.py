@@ -17,10 +17,10 @@ from spark.train.config import SftConfig
 
 
 def scienceworld() -> Recipe:
-    """Spark (paced) against chains; start from `spark sft scienceworld`, or any chat model."""
+    """Spark (paced) against chains, from a committed cold start of a small model."""
     return Recipe(
         name="scienceworld",
-        model=ModelConfig(path="runs/scienceworld_start"),
+        model=ModelConfig(path="scienceworld"),
         env=EnvConfig(name="scienceworld", train_games=256),
         rollout=RolloutConfig(leaves=8, roots=4, width=2, horizon=16, max_tokens=40),
         train=TrainConfig(games_per_step=8, minibatches=2, lr=3e-4, row_tokens=8192),

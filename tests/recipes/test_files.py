@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from spark.core import Node, Tree
+from spark.recipes import RECIPES
 from spark.recipes.account import ArmAccount
 from spark.recipes.checkpoint import complete_checkpoint, latest_checkpoint, verified_state
 from spark.recipes.config import ModelConfig
@@ -77,11 +78,18 @@ def test_latest_complete_checkpoint_and_its_hashes(tmp_path: Path) -> None:
         verified_state(latest)
 
 
-def test_committed_start_is_small_and_loads_by_name() -> None:
-    model, tokenizer = load_policy(ModelConfig(path="first_light"))
+@pytest.mark.parametrize(
+    ("name", "goal", "action"),
+    [
+        ("first_light", "find mug", "go to drawer 1"),
+        ("scienceworld", "find plant", "focus on flower pot 4"),
+    ],
+)
+def test_committed_start_is_small_and_loads_by_name(name: str, goal: str, action: str) -> None:
+    model, tokenizer = load_policy(RECIPES[name]().model)
     assert 500_000 <= sum(parameter.numel() for parameter in model.parameters()) <= 8_000_000
-    assert sum(path.stat().st_size for path in START.iterdir()) <= 4_000_000
-    text = "<explore> find mug </explore> <action> go to drawer 1 </action>"
+    assert sum(path.stat().st_size for path in (CHECKPOINTS / name).iterdir()) <= 4_000_000
+    text = f"<explore> {goal} </explore> <action> {action} </action>"
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
