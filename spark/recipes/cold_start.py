@@ -49,8 +49,16 @@ def decision(step: ExpertStep) -> str:
 def sft(
     recipe: Recipe, folder: Path, on_progress: Callable[[SftProgress], None] = lambda _: None
 ) -> Path:
-    """Train the cold start of `recipe` and save model and tokenizer to `folder`."""
+    """Train the cold start of `recipe` and save model and tokenizer to `folder`.
+
+    Raises ValueError for an environment without an expert, or a system prompt.
+    """
     config = recipe.cold_start
+    if recipe.model.system is not None:
+        raise ValueError(
+            f"model.system={recipe.model.system!r}: a cold start learns from the expert how to "
+            "answer; leave it None"
+        )
     torch.manual_seed(recipe.seed)
     episodes = []
     source: Any = make_source(replace(recipe.env, workers=0))

@@ -55,6 +55,9 @@ class ModelConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     template: str | None = None
     """Chat template: None = the tokenizer's own, "append_only" = ChatML without rewriting."""
+    system: str | None = None
+    """System prompt: "agent" = one that explains the tags to a chat model, or a text of your own;
+    None = none."""
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)

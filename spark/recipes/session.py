@@ -54,7 +54,7 @@ class Session:
         """
         self.recipe = recipe
         self.source = make_source(recipe.env)
-        self.chat = Chat(tokenizer, template=recipe.model.template)
+        self.chat = Chat(tokenizer, template=recipe.model.template, system=recipe.model.system)
         self._runner = asyncio.Runner()
         if recipe.url is None:
             self.engine: Any = embedded(recipe, model, tokenizer)

@@ -16,6 +16,15 @@ APPEND_ONLY = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+# for models that were not trained on the tags
+AGENT = (
+    "You act in a text environment, one command a turn, until your task is solved. In every turn "
+    "think briefly, then give exactly one command and stop:\n"
+    "<think> what this command is for </think> <action> command </action>\n"
+    "Where you cannot tell which of several commands leads on, think in <explore> </explore> "
+    "instead of <think> </think>: several ways will be tried from there."
+)
+
 REPLIES_KEPT = 4096
 _OBSERVATION = "@observation@"
 _DECISION = "<think> one </think> <action> two </action>"
@@ -49,14 +58,18 @@ class Chat:
     def __init__(
         self, tokenizer: Any, *, template: str | None = None, system: str | None = None
     ) -> None:
-        """`template`: None = the tokenizer's own, "append_only" = ChatML, or Jinja source."""
+        """`template`: None = the tokenizer's own, "append_only" = ChatML, or Jinja source.
+
+        `system`: the system prompt, "agent" = one that explains the tags, None = none.
+        """
         self.tokenizer = tokenizer
         self._template = APPEND_ONLY if template == "append_only" else template
         if self._template is None and not getattr(tokenizer, "chat_template", None):
             raise ValueError(
                 'the tokenizer has no chat template; pass Chat(tokenizer, template="append_only")'
             )
-        self._system = [{"role": "system", "content": system}] if system else []
+        told = AGENT if system == "agent" else system
+        self._system = [{"role": "system", "content": told}] if told else []
         self._reply = self._reply_pattern()
         # leaves of one tree see the same answers again and again
         self._reply_tokens = lru_cache(REPLIES_KEPT)(self._encode_reply)
@@ -111,7 +124,7 @@ class Chat:
             raise ValueError(
                 "the chat template rewrites earlier turns (it may strip their reasoning), so "
                 "sampled tokens could not stay in place; pass a template that does not, or "
-                'Chat(tokenizer, template="append_only")'
+                'Chat(tokenizer, template="append_only"), in a recipe model.template'
             )
         return after[len(before) :]
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from spark.recipes import RECIPES
+from spark.recipes.cold_start import sft
 from spark.recipes.config import LoraConfig, Recipe
 from spark.recipes.events import Progress
 from spark.recipes.policy import load_policy
@@ -140,6 +141,17 @@ def test_budgets_of_training_do_not_cut_evaluations() -> None:
 def success(recipe: Recipe) -> list[bool]:
     with Session(recipe, *load_policy(recipe.model)) as session:
         return session.evaluate_games("L0")
+
+
+def test_a_system_prompt_opens_every_tree(tmp_path: Path) -> None:
+    told = dataclasses.replace(micro().model, system="put mug in drawer")
+    recipe = micro(model=told)
+    with Session(recipe, *load_policy(told)) as session:
+        tasks = session.source.tasks("L0", 1)
+        (tree,) = session.rollout(tasks, recipe.rollout, seed=0)
+        assert told.system in session.chat.decode(tree.nodes[0].tokens).split("<|user|>")[0]
+    with pytest.raises(ValueError, match=r"model\.system='put mug in drawer'"):
+        sft(recipe, tmp_path)
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(

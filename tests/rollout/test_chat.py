@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from spark.rollout import Chat
-from spark.rollout.chat import APPEND_ONLY, command_of
+from spark.rollout.chat import AGENT, APPEND_ONLY, command_of
 
 # as the templates of reasoning models do
 STRIPS_REASONING = APPEND_ONLY.replace(
@@ -42,14 +42,15 @@ DECISION = "<think> maybe </think> <action> go left </action>"
 
 
 @pytest.mark.parametrize("template", [APPEND_ONLY, HEADERS])
-@pytest.mark.parametrize("system", [None, "Be brief."])
+@pytest.mark.parametrize("system", [None, "Be brief.", "agent"])
 def test_turn_by_turn_equals_the_whole(template: str, system: str | None) -> None:
     tokenizer = byte_level(template)
     chat = Chat(tokenizer, system=system)
     tokens = chat.prompt("A room.")
     messages = [{"role": "user", "content": "A room."}]
     if system:
-        messages.insert(0, {"role": "system", "content": system})
+        told = AGENT if system == "agent" else system
+        messages.insert(0, {"role": "system", "content": told})
     for observation in ("A door.", "Nothing happens. <|odd|> {{ braces }}"):
         tokens += chat.encode(DECISION)
         tokens += chat.reply(observation)
