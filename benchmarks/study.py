@@ -42,6 +42,8 @@ ENVIRONMENTS = {
     # find-* and lifespan-*; made by `spark sft scienceworld --output runs/scienceworld_start`
     "scienceworld": "scienceworld",
     "scienceworld_smoke": "scienceworld_smoke",
+    # whose outcome is decided last; made by `spark sft examples.levers:levers`
+    "levers": "examples.levers:levers",
 }
 PARTS = ("rollout", "train", "train.credit", "train.loss", "model", "env")
 """Parts of a recipe that an arm's settings may be fields of."""

@@ -6,9 +6,12 @@ import contextlib
 import io
 import re
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import tyro
+
+if TYPE_CHECKING:
+    from spark.recipes.config import Recipe
 
 T = TypeVar("T")
 
@@ -52,20 +55,23 @@ def first_section(box: str) -> str:
     return "; ".join(part for part in told if part and "full helptext" not in part) or box.strip()
 
 
-def recipe_name(argv: Sequence[str], command: str) -> tuple[str, list[str]]:
-    """Return (recipe, the flags after it). `--help` without a recipe lists them and exits.
+def named_recipe(argv: Sequence[str], command: str) -> tuple[str, Recipe, list[str]]:
+    """Return (name, its recipe, the flags after it). `--help` without a name lists the recipes.
 
-    Raises ValueError when the recipe is missing or unknown.
+    Raises ValueError when the name is missing, unknown or that of something else.
     """
     from spark.recipes import RECIPES
+    from spark.recipes.config import Recipe
 
-    known = ", ".join(sorted(RECIPES))
+    known = f"{', '.join(sorted(RECIPES))}, or module:function"
     if not argv or argv[0].startswith("-"):
         if "-h" not in argv and "--help" not in argv:
             raise ValueError(f"recipe is missing: {command} RECIPE, one of {known}")
         print(f"usage: {command} RECIPE [--field value]\n\nrecipes: {known}")
         print(f"{command} RECIPE --help lists the fields with their defaults.")
         raise SystemExit(0)
-    if argv[0] not in RECIPES:
-        raise ValueError(f"unknown recipe {argv[0]!r}; known: {known}")
-    return argv[0], list(argv[1:])
+    name, *flags = argv
+    recipe = RECIPES[name]()
+    if not isinstance(recipe, Recipe):
+        raise ValueError(f"recipe {name!r} returns {type(recipe).__name__}, not a Recipe")
+    return name, recipe, flags

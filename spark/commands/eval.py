@@ -9,8 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from spark.commands.arguments import parse, quiet_libraries, recipe_name
-from spark.recipes import RECIPES
+from spark.commands.arguments import named_recipe, parse, quiet_libraries
 from spark.recipes.config import Recipe
 
 
@@ -27,8 +26,8 @@ class EvalOptions:
 
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
-    name, flags = recipe_name(argv, "spark eval")
-    default = EvalOptions(recipe=RECIPES[name]())
+    name, recipe, flags = named_recipe(argv, "spark eval")
+    default = EvalOptions(recipe=recipe)
     options = parse(EvalOptions, flags, prog=f"spark eval {name}", default=default)
     quiet_libraries()
     from spark.recipes.policy import load_policy

@@ -9,9 +9,8 @@ from typing import Annotated
 
 import tyro
 
-from spark.commands.arguments import parse, quiet_libraries, recipe_name
+from spark.commands.arguments import named_recipe, parse, quiet_libraries
 from spark.commands.eval import with_policy
-from spark.recipes import RECIPES
 from spark.recipes.config import Recipe
 
 
@@ -32,8 +31,8 @@ class RolloutOptions:
 
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
-    name, flags = recipe_name(argv, "spark rollout")
-    default = RolloutOptions(output=Path("runs") / f"{name}_trees", recipe=RECIPES[name]())
+    name, recipe, flags = named_recipe(argv, "spark rollout")
+    default = RolloutOptions(output=Path("runs") / f"{recipe.name}_trees", recipe=recipe)
     options = parse(RolloutOptions, flags, prog=f"spark rollout {name}", default=default)
     quiet_libraries()
     if options.tasks < 1:

@@ -10,8 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from spark.commands.arguments import parse, quiet_libraries, recipe_name
-from spark.recipes import RECIPES
+from spark.commands.arguments import named_recipe, parse, quiet_libraries
 from spark.recipes.config import Recipe
 
 
@@ -26,8 +25,8 @@ class SftOptions:
 
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
-    name, flags = recipe_name(argv, "spark sft")
-    default = SftOptions(output=Path("runs") / f"{name}_start", recipe=RECIPES[name]())
+    name, recipe, flags = named_recipe(argv, "spark sft")
+    default = SftOptions(output=Path("runs") / f"{recipe.name}_start", recipe=recipe)
     options = parse(SftOptions, flags, prog=f"spark sft {name}", default=default)
     quiet_libraries()
     from spark.recipes.cold_start import SftProgress, sft

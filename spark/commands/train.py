@@ -9,8 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from spark.commands.arguments import parse, quiet_libraries, recipe_name
-from spark.recipes import RECIPES
+from spark.commands.arguments import named_recipe, parse, quiet_libraries
 from spark.recipes.config import Recipe
 
 
@@ -27,8 +26,8 @@ class TrainOptions:
 
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
-    name, flags = recipe_name(argv, "spark train")
-    default = TrainOptions(run_dir=Path("runs") / name, recipe=RECIPES[name]())
+    name, recipe, flags = named_recipe(argv, "spark train")
+    default = TrainOptions(run_dir=Path("runs") / recipe.name, recipe=recipe)
     options = parse(TrainOptions, flags, prog=f"spark train {name}", default=default)
     quiet_libraries()
     from spark.recipes.run import train

@@ -10,7 +10,7 @@ import pytest
 
 from spark import __version__
 from spark.cli import COMMANDS, SUMMARIES, guarded, main
-from spark.commands.arguments import parse, recipe_name
+from spark.commands.arguments import named_recipe, parse
 from spark.recipes import RECIPES
 from spark.recipes.config import Recipe
 
@@ -98,7 +98,7 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
 def test_traceback_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARK_TRACEBACK", "1")
     with pytest.raises(ValueError, match="is missing"):
-        guarded(lambda: recipe_name([], "spark train"))
+        guarded(lambda: named_recipe([], "spark train"))
 
 
 def test_flags_are_the_fields() -> None:
