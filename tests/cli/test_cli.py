@@ -135,8 +135,10 @@ def test_recipe_comes_first(command: str, capsys: pytest.CaptureFixture[str]) ->
     assert main([command, "--seed", "1"]) == 2
     assert main([command, "frist_light"]) == 2
     missing, unknown = capsys.readouterr().err.splitlines()
-    assert missing == f"spark: error: recipe is missing: spark {command} RECIPE, one of {KNOWN}"
-    assert unknown == f"spark: error: unknown recipe 'frist_light'; known: {KNOWN}"
+    told = f"spark: error: recipe is missing: spark {command} RECIPE"
+    assert missing == f"{told}, one of {KNOWN}, or module:function"
+    told = "spark: error: unknown recipe 'frist_light'"
+    assert unknown == f"{told}; known: {KNOWN}, or module:attribute"
 
 
 @pytest.mark.parametrize("command", ["train", "sft", "rollout", "eval"])
