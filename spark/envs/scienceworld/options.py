@@ -37,7 +37,7 @@ class ScienceWorldOptions:
     """Simulators of one process at most, each a trajectory or a spare; up to 24 MB of the Java
     heap each."""
     spares: int = 2
-    """Simulators kept ready at the start of a task in play, so that a fork need not wait."""
+    """Simulators kept ready at the start of a task that was forked: the next fork need not wait."""
 
     def __post_init__(self) -> None:
         for name in ("tasks", "held_out"):
