@@ -21,6 +21,7 @@ from transformers import (
 from benchmarks.harness import Case, Run, interleave
 from spark import LocalEngine
 from spark.engines.base import SamplingParams
+from spark.engines.local.packed import supported
 
 VOCAB, PROMPT, NEW = 2048, 32, 64
 SIZES = {
@@ -77,7 +78,7 @@ def decode(size: str, dtype: torch.dtype, batch: int, rounds: int, new: int) -> 
 def products(model: PreTrainedModel, batch: int, new: int) -> dict[str, Run]:
     """Return runs of the linear layers alone, for a prefill and `new` - 1 further tokens each.
 
-    One by torch's kernel, one by oneDNN's for weights that were packed before.
+    One by torch's kernel, one by oneDNN's for weights that were packed before, where there is one.
     """
     head = model.get_output_embeddings()
     layers = [each for each in model.modules() if isinstance(each, torch.nn.Linear)]
@@ -97,12 +98,12 @@ def products(model: PreTrainedModel, batch: int, new: int) -> dict[str, Run]:
     dtype = head.weight.dtype
     prefill, decode = inputs(batch * PROMPT), inputs(batch)
     plain = [layer.weight for layer in layers]
-    packed = [torch.ops.mkldnn._reorder_linear_weight(w.detach(), None) for w in plain]
-    pointwise = torch.ops.mkldnn._linear_pointwise
-    return {
-        "torch": partial(run, torch.nn.functional.linear, plain),
-        "packed": partial(run, lambda x, w: pointwise(x, w, None, "none", [], ""), packed),
-    }
+    runs = {"torch": partial(run, torch.nn.functional.linear, plain)}
+    if supported(dtype):
+        packed = [torch.ops.mkldnn._reorder_linear_weight(w.detach(), None) for w in plain]
+        pointwise = torch.ops.mkldnn._linear_pointwise
+        runs["packed"] = partial(run, lambda x, w: pointwise(x, w, None, "none", [], ""), packed)
+    return runs
 
 
 def random_model(size: str, dtype: torch.dtype) -> PreTrainedModel:

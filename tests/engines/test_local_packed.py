@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from spark.engines.base import SamplingParams
 from spark.engines.local import LocalEngine
-from spark.engines.local.packed import WORK, PackedWeights, linear
+from spark.engines.local.packed import WORK, PackedWeights, linear, supported
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 
@@ -21,6 +21,9 @@ PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 def test_products_of_any_number_of_rows(dtype: torch.dtype, bias: bool) -> None:
     layer = nn.Linear(512, 1024, bias=bias, dtype=dtype)
     weights = PackedWeights([layer, nn.Linear(8, 8, dtype=torch.float64)])
+    if not supported(dtype):
+        assert weights.tensors() == []
+        return
     (packed,) = weights.tensors()
     with torch.inference_mode():
         for shape in [(0, 512), (1, 512), (3, 512), (2, 33, 512)]:

@@ -84,13 +84,13 @@ def _packs(layer: nn.Module) -> bool:
         return False
     weight = layer.weight
     # the versions of tensors made for inference are not counted
-    if weight.device.type != "cpu" or weight.is_inference() or not _supported(weight.dtype):
+    if weight.device.type != "cpu" or weight.is_inference() or not supported(weight.dtype):
         return False
     return weight.numel() >= SMALLEST[weight.dtype]
 
 
 @cache
-def _supported(dtype: torch.dtype) -> bool:
+def supported(dtype: torch.dtype) -> bool:
     """Return whether this torch and this CPU have oneDNN's kernels for `dtype`."""
     if dtype not in SMALLEST or not torch.backends.mkldnn.is_available():
         return False
