@@ -39,7 +39,7 @@ RESULTS = results.RESULTS / "study"
 ENVIRONMENTS = {
     "alfworld": "first_light",
     "alfworld_smoke": "first_light_smoke",
-    # find-* and lifespan-*; made by `spark sft scienceworld --output runs/scienceworld_start`
+    # find-* and lifespan-*
     "scienceworld": "scienceworld",
     "scienceworld_smoke": "scienceworld_smoke",
     # whose outcome is decided last; made by `spark sft examples.levers:levers`

@@ -26,6 +26,7 @@ AGENT = (
 )
 
 REPLIES_KEPT = 4096
+_REMEDY = 'pass another one, or Chat(tokenizer, template="append_only"): model.template in a recipe'
 _OBSERVATION = "@observation@"
 _DECISION = "<think> one </think> <action> two </action>"
 _COMMAND = re.compile(f"{ACTION_OPEN}(.*?){ACTION_CLOSE}", re.DOTALL)
@@ -65,11 +66,11 @@ class Chat:
         self.tokenizer = tokenizer
         self._template = APPEND_ONLY if template == "append_only" else template
         if self._template is None and not getattr(tokenizer, "chat_template", None):
-            raise ValueError(
-                'the tokenizer has no chat template; pass Chat(tokenizer, template="append_only")'
-            )
+            raise ValueError(f"the tokenizer has no chat template; {_REMEDY}")
         told = AGENT if system == "agent" else system
         self._system = [{"role": "system", "content": told}] if told else []
+        if told and told.strip() not in self._render([_user("task")]):
+            raise ValueError(f"the chat template leaves the system prompt out; {_REMEDY}")
         self._reply = self._reply_pattern()
         # leaves of one tree see the same answers again and again
         self._reply_tokens = lru_cache(REPLIES_KEPT)(self._encode_reply)
@@ -107,14 +108,21 @@ class Chat:
         return tuple(self.encode(self._reply.replace(_OBSERVATION, observation)))
 
     def _render(self, messages: list[dict[str, str]], header: bool = True) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(
-                self._system + messages,
-                chat_template=self._template,
-                add_generation_prompt=header,
-                tokenize=False,
+        # a dependency of transformers, whose tokenizer renders with it
+        from jinja2 import TemplateError
+
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    self._system + messages,
+                    chat_template=self._template,
+                    add_generation_prompt=header,
+                    tokenize=False,
+                )
             )
-        )
+        except TemplateError as error:
+            # some know no system prompt, and say so
+            raise ValueError(f"the chat template fails ({error}); {_REMEDY}") from error
 
     def _suffix(self, history: list[dict[str, str]], observation: str) -> str:
         """Return what the template puts after `history` and the decision `_DECISION`."""
@@ -123,8 +131,7 @@ class Chat:
         if not after.startswith(before):
             raise ValueError(
                 "the chat template rewrites earlier turns (it may strip their reasoning), so "
-                "sampled tokens could not stay in place; pass a template that does not, or "
-                'Chat(tokenizer, template="append_only"), in a recipe model.template'
+                f"sampled tokens could not stay in place; {_REMEDY}"
             )
         return after[len(before) :]
 
@@ -135,8 +142,7 @@ class Chat:
         pattern = self._suffix(first, _OBSERVATION)
         if pattern != self._suffix(second, _OBSERVATION) or pattern.count(_OBSERVATION) != 1:
             raise ValueError(
-                "the chat template renders a turn differently later in the conversation; pass "
-                'Chat(tokenizer, template="append_only")'
+                f"the chat template renders a turn differently later in the conversation; {_REMEDY}"
             )
         return pattern
 

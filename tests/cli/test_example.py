@@ -72,7 +72,6 @@ def test_the_expert_knows_the_way_and_a_quarter_of_the_levers() -> None:
     for each in episodes:
         flagged = [step.explorative for step in each.steps]
         assert flagged[-1] is False and flagged[-2] is True
-        # a detour at the last crossing is flagged again
         assert all(step.action.startswith("go ") for step in each.steps[:-1])
 
 
@@ -81,9 +80,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run the page's commands in small, in a copy of the example's folder."""
     where = tmp_path_factory.mktemp("own")
     shutil.copy(ROOT / "examples" / "levers.py", where)
-    page = (ROOT / "docs" / "your_own.md").read_text()
     lines = [
-        line.split("  #")[0].strip() for line in page.splitlines() if line.startswith("spark ")
+        line.split("  #")[0].strip() for line in PAGE.splitlines() if line.startswith("spark ")
     ]
     assert len(lines) == len(SMALL)
     for line in lines:
@@ -91,9 +89,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         _, *arguments = line.split()
         command = [sys.executable, "-m", "spark", *arguments, *small]
         run = subprocess.run(
-            command, cwd=where, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True,
-            text=True, check=False,
-        )  # fmt: skip
+            command,
+            cwd=where,
+            env=os.environ | {"HF_HUB_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert run.returncode == 0, f"{line}: {run.stderr[-2000:]}"
     return where
 

@@ -101,6 +101,25 @@ def test_unsuitable_templates_are_refused_and_the_fix_works(
 
 
 @pytest.mark.parametrize(
+    ("start", "complaint"),
+    [
+        ("{{ raise_exception('no system role') }}", r"fails \(no system role\)"),
+        ("", "leaves the system prompt out"),
+    ],
+)
+def test_a_template_without_system_prompts_is_refused_one(start: str, complaint: str) -> None:
+    turns = "{% for m in messages if m['role'] != 'system' %}"
+    rest = HEADERS.replace("{% for m in messages %}", turns)
+    assert rest != HEADERS
+    told = "{% if messages[0]['role'] == 'system' %}" + start + "{% endif %}"
+    tokenizer = byte_level(told + rest)
+    assert Chat(tokenizer)
+    with pytest.raises(ValueError, match=complaint):
+        Chat(tokenizer, system="agent")
+    assert Chat(tokenizer, template="append_only", system="agent")
+
+
+@pytest.mark.parametrize(
     ("text", "command"),
     [
         ("<action> go  to\ndesk 1 </action>", "go to desk 1"),
