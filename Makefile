@@ -6,11 +6,13 @@ BUILD := build/cmake
 EXTRAS := alfworld,gymnasium,scienceworld,textworld,webshop,train,serve,dev
 BUILD_INPUTS := setup.py CMakeLists.txt $(shell find csrc -type f)
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+# tests share the cores among them, and do not ask for all of them each
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 # the build tools of the environment come before the system's
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: setup run test test-slow test-vllm test-sglang test-integrations lint format bench gpu clean
+.PHONY: setup run test test-slow test-vllm test-sglang test-integrations environments lint format bench gpu clean
 
 setup: $(VENV)/.built
 
@@ -35,10 +37,10 @@ run: setup
 	$(BIN)/spark train first_light
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not gpu and not vllm and not sglang"
+	$(PYTEST) -m "not slow and not gpu and not vllm and not sglang"
 
 test-slow: setup
-	$(BIN)/python -m pytest -m "slow and not gpu and not vllm and not sglang"
+	$(PYTEST) -m "slow and not gpu and not vllm and not sglang"
 
 # vLLM's CPU build in its own environment. PyPI's torchvision and its kin link CUDA and break
 # transformers' import; Triton has no CPU backend. Spark's kernels are those of `make setup`: the
@@ -112,6 +114,9 @@ $(INTEGRATIONS)/.built: $(VENV)/.built pyproject.toml constraints.txt
 # the kernels are those of `make setup`, in place
 test-integrations: $(INTEGRATIONS)/.built
 	PYTHONPATH=. $(INTEGRATIONS)/bin/python -m pytest tests/integrations
+
+# what the three suites above build for themselves; CI does so beside other tests
+environments: $(VLLM)/.built $(INTEGRATIONS)/.built $(SGLANG)/.built $(SGLANG)/0.5.23 $(SGLANG)/0.5.19
 
 lint: setup
 	$(BIN)/ruff check .

@@ -26,6 +26,7 @@ ELSEWHERE = {
     "make lint": "CI",
     "make test-slow": "CI",
     "make test-vllm": "CI",
+    "make test-sglang": "CI",
     "make setup": "CI",
     "make format": "its tools are those of make lint",
     "make bench": "tests/test_benchmarks.py runs every suite in small (slow, CI)",

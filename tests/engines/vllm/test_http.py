@@ -213,8 +213,12 @@ def test_a_client_that_leaves_stops_its_leaves(server: Server) -> None:
                 for _ in range(20):
                     await answer.content.readline()
                 answer.close()
-            await asyncio.sleep(3)
             first = await client.metrics()
+            for _ in range(60):
+                if first["spark:trees_running"] == 0:
+                    break
+                await asyncio.sleep(1)
+                first = await client.metrics()
             await asyncio.sleep(2)
             second = await client.metrics()
             assert first["spark:generated_tokens_total"] == second["spark:generated_tokens_total"]
