@@ -17,7 +17,10 @@ class Client:
 
     async def __aenter__(self) -> Client:
         timeout = aiohttp.ClientTimeout(total=120)
-        connector = aiohttp.TCPConnector(force_close=not self.reuse)
+        # servers drop a connection that is idle for five seconds: a test that computes for longer
+        # must not take it up again
+        keep = {"keepalive_timeout": 2} if self.reuse else {"force_close": True}
+        connector = aiohttp.TCPConnector(**keep)
         self.session = aiohttp.ClientSession(timeout=timeout, connector=connector)
         return self
 
