@@ -115,8 +115,10 @@ $(INTEGRATIONS)/.built: $(VENV)/.built pyproject.toml constraints.txt
 test-integrations: $(INTEGRATIONS)/.built
 	PYTHONPATH=. $(INTEGRATIONS)/bin/python -m pytest tests/integrations
 
-# what the three suites above build for themselves; CI does so beside other tests
-environments: $(VLLM)/.built $(INTEGRATIONS)/.built $(SGLANG)/.built $(SGLANG)/0.5.23 $(SGLANG)/0.5.19
+# what the three suites above install for themselves, for CI to do beside other tests; not Spark
+# itself, whose kernels would change under them
+environments: $(VLLM)/.engine $(INTEGRATIONS)/.built $(SGLANG)/.dependencies \
+  $(SGLANG)/0.5.23 $(SGLANG)/0.5.19
 
 lint: setup
 	$(BIN)/ruff check .
