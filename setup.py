@@ -55,8 +55,9 @@ class CMakeBuild(build_ext):
         if "SPARK_CUDA_ARCHS" in os.environ:
             options["SPARK_CUDA_ARCHS"] = os.environ["SPARK_CUDA_ARCHS"]
         flags = [f"-D{name}={value}" for name, value in options.items()]
-        subprocess.check_call(["cmake", "-G", "Ninja", "-S", ROOT, "-B", build, *flags])
-        subprocess.check_call(["cmake", "--build", build])
+        generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+        subprocess.check_call(["cmake", *generator, "-S", ROOT, "-B", build, *flags])
+        subprocess.check_call(["cmake", "--build", build, "--parallel", str(os.cpu_count())])
 
     def copy_extensions_to_source(self) -> None:
         """For an editable install, bring the operator libraries along with the extension."""

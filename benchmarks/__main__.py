@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from benchmarks import results
@@ -34,7 +35,7 @@ def show(result: dict) -> None:
     """Print one suite as a table, misses in red."""
     table = Table(*results.HEAD, title=f"{result['suite']}  ({result['git']})")
     for row, case in zip(results.rows(result), result["cases"], strict=True):
-        table.add_row(*row, style="red" if case["met"] is False else None)
+        table.add_row(*map(escape, row), style="red" if case["met"] is False else None)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -41,14 +42,26 @@ def read(folder: Path = RESULTS) -> list[dict[str, Any]]:
 
 
 def git() -> str:
-    """Return the commit measured, with "+" when the working tree differs from it."""
+    """Return the commit measured, with "+" when the working tree differs from it.
+
+    Without git or a repository it is that of SPARK_COMMIT, or "unknown".
+    """
 
     def run(*args: str) -> str:
-        command = ["git", "-C", str(ROOT), *args]
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        return said_by("git", "-C", str(ROOT), *args)
 
     changed = run("status", "--porcelain", "--", ".", ":!benchmarks/results")
-    return run("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+    # a copy of the tree has no history, so whoever copies it may say
+    known = run("rev-parse", "--short", "HEAD") or os.environ.get("SPARK_COMMIT", "unknown")
+    return known + ("+" if changed else "")
+
+
+def said_by(*command: str) -> str:
+    """Return what a program prints; "" where it is missing or fails."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
 
 
 def machine() -> dict[str, Any]:
@@ -67,8 +80,8 @@ def machine() -> dict[str, Any]:
 
 def driver() -> str:
     """Return the version of the NVIDIA driver."""
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
+    said = said_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return said.partition("\n")[0] or "unknown"
 
 
 def versions() -> dict[str, str]:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from benchmarks.harness import Case, Clock, Run, Timing, event_time, interleave, timed
 
+Measurement = Callable[[], list[Case]]
+
 # buffers of one run together exceed any L2 cache there is
 COLD_BYTES = 256 << 20
 
@@ -45,6 +47,7 @@ def graphed(call: Callable[..., object], inputs: Sequence[Any], device: torch.de
     if device.type != "cuda":
         return loop
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         loop()
     torch.cuda.current_stream().wait_stream(side)
@@ -67,6 +70,11 @@ def copy_rate(device: torch.device, quick: bool) -> Timing:
 def floor(nbytes: float, device: torch.device, quick: bool) -> float:
     """Return the seconds that moving `nbytes` takes at the measured copy rate."""
     return nbytes / copy_rate(device, quick).median
+
+
+def measurements(device: torch.device, quick: bool) -> list[Measurement]:
+    """Return the measurement of the device's own rates."""
+    return [functools.partial(rates, device, quick)]
 
 
 def rates(device: torch.device, quick: bool) -> list[Case]:

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
 from benchmarks.engine import continuous, embedded
-from benchmarks.gpu.device import floor
+from benchmarks.gpu.device import Measurement, floor
 from benchmarks.harness import Case, interleave
 from spark import LocalEngine
 
@@ -20,12 +20,13 @@ SIZES = {
 }
 
 
-def run(device: torch.device, quick: bool) -> list[Case]:
+def measurements(device: torch.device, quick: bool) -> list[Measurement]:
     """Return one case a model and number of sequences."""
     if quick:
-        return [decode("tiny", 2, 4, device, quick)]
+        return [partial(decode, "tiny", 2, 4, device, quick)]
     models = [name for name in SIZES if name != "tiny"]
-    return [decode(name, batch, 128, device, quick) for name in models for batch in (1, 16, 64)]
+    shapes = [(name, batch, 128) for name in models for batch in (1, 16, 64)]
+    return [partial(decode, *shape, device, quick) for shape in shapes]
 
 
 def random_model(name: str, device: torch.device) -> PreTrainedModel:
@@ -49,7 +50,7 @@ def random_model(name: str, device: torch.device) -> PreTrainedModel:
     return model.to(device, torch.bfloat16).eval()
 
 
-def decode(name: str, batch: int, new: int, device: torch.device, quick: bool) -> Case:
+def decode(name: str, batch: int, new: int, device: torch.device, quick: bool) -> list[Case]:
     """Time `batch` greedy continuations of `new` tokens, prefill included."""
     model = random_model(name, device)
     vocab = SIZES[name][-1]
@@ -57,17 +58,17 @@ def decode(name: str, batch: int, new: int, device: torch.device, quick: bool) -
     ours = partial(embedded, LocalEngine(model, num_blocks=1024), ids, new)
     slow = partial(continuous, model, ids.to(device), new)
     # captures the graphs of this batch size
-    ours()
+    assert all(len(tokens) == new for tokens in ours()), "tokens are missing"
     times = interleave({"ours": ours}, rounds=3 if quick else 7, warmup=1)
     # seconds a call, and minutes on a CPU
     if not quick:
-        times |= interleave({"continuous": slow}, rounds=2, warmup=1)
+        times |= interleave({"continuous": slow}, rounds=2, warmup=0)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     bound = batch / floor(weights, device, quick)
     rates = {key: time.rate(batch * new) for key, time in times.items()}
     mine = rates.pop("ours")
     ratio = {key: mine.median / rate.median for key, rate in rates.items()}
-    return Case(
+    case = Case(
         op="decode",
         case={"model": name, "dtype": "bfloat16", "sequences": batch, "device": device.type},
         metric="throughput",
@@ -80,3 +81,4 @@ def decode(name: str, batch: int, new: int, device: torch.device, quick: bool) -
         target={"continuous": 1.0} if ratio else None,
         met=ratio["continuous"] >= 1 if ratio else None,
     )
+    return [case]

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.device import clock, copies_to_stay_cold, floor, in_a_graph, rotate, within
+from benchmarks.gpu.device import (
+    Measurement,
+    clock,
+    copies_to_stay_cold,
+    floor,
+    in_a_graph,
+    rotate,
+    within,
+)
 from benchmarks.harness import Case, compare
 from benchmarks.kv_fork import agrees
 from spark_kernels import BlockPool, kv_fork
@@ -13,10 +23,10 @@ from spark_kernels import BlockPool, kv_fork
 LAYERS, HEADS, DIM, SIZE = 28, 4, 128, 16
 
 
-def run(device: torch.device, quick: bool) -> list[Case]:
+def measurements(device: torch.device, quick: bool) -> list[Measurement]:
     """Return forks into few and many children of a block with 15 of 16 tokens used."""
     children = (2,) if quick else (1, 8, 32, 256)
-    return [case for b in children for case in fork(b, 15, device, quick)]
+    return [partial(fork, b, 15, device, quick) for b in children]
 
 
 def whole_blocks(buffers: list[Tensor], source: Tensor, destination: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.device import (
+    Measurement,
     clock,
     copies_to_stay_cold,
     floor,
@@ -26,17 +28,20 @@ BIG = 151_936
 Inputs = dict[str, Any]
 
 
-def run(device: torch.device, quick: bool) -> list[Case]:
+def measurements(device: torch.device, quick: bool) -> list[Measurement]:
     """Return plain sampling over batch sizes, then the ways of truncating."""
     vocab = 3_001 if quick else BIG
     rows = (4,) if quick else (1, 16, 64, 128, 256, 1024)
-    cases = [sampling(b, vocab, torch.bfloat16, device, quick) for b in rows]
-    for b in (4,) if quick else (16, 256):
-        cases.append(sampling(b, vocab, torch.float32, device, quick))
-    b = 4 if quick else 256
-    cases += [variant(name, b, vocab, device, quick) for name in ("sampled", "top_p", "top_k")]
+    wide = (4,) if quick else (16, 256)
     captured = (4,) if quick else (1, 16, 128, 256, 1024)
-    return [*cases, *(without_the_host(b, vocab, device, quick) for b in captured)]
+    where = (vocab, device, quick)
+    # the targets first
+    return [
+        *(partial(without_the_host, b, *where) for b in captured),
+        *(partial(variant, way, max(wide), *where) for way in ("sampled", "top_p", "top_k")),
+        *(partial(sampling, b, torch.bfloat16, *where) for b in rows),
+        *(partial(sampling, b, torch.float32, *where) for b in wide),
+    ]
 
 
 def inputs_of(rows: int, vocab: int, dtype: torch.dtype, device: torch.device) -> Inputs:
@@ -121,17 +126,19 @@ def measure(
     return case
 
 
-def sampling(rows: int, vocab: int, dtype: torch.dtype, device: torch.device, quick: bool) -> Case:
+def sampling(
+    rows: int, dtype: torch.dtype, vocab: int, device: torch.device, quick: bool
+) -> list[Case]:
     """Time plain sampling."""
     baselines: dict[str, Callable[[Inputs], object]] = {"torch": naive}
     if device.type == "cuda" and not quick:
         baselines["torch.compile"] = torch.compile(naive, dynamic=False)
     baselines |= flashinfer("sampling_from_probs")
     inputs = inputs_of(rows, vocab, dtype, device)
-    return measure(inputs, baselines, device, quick)
+    return [measure(inputs, baselines, device, quick)]
 
 
-def variant(name: str, rows: int, vocab: int, device: torch.device, quick: bool) -> Case:
+def variant(name: str, rows: int, vocab: int, device: torch.device, quick: bool) -> list[Case]:
     """Time one way of truncating beside plain sampling, and that beside scoring given tokens."""
     inputs = inputs_of(rows, vocab, torch.bfloat16, device)
     tokens = torch.randint(vocab, (rows,), device=device)
@@ -149,10 +156,10 @@ def variant(name: str, rows: int, vocab: int, device: torch.device, quick: bool)
         baselines |= flashinfer("top_k_sampling_from_probs", 50)
     # drawing a token costs at most 15 % over scoring one that is given
     targets = {"given": 1 / 1.15} if name == "sampled" else None
-    return measure(inputs, baselines, device, quick, targets, **{"with": name})
+    return [measure(inputs, baselines, device, quick, targets, **{"with": name})]
 
 
-def without_the_host(rows: int, vocab: int, device: torch.device, quick: bool) -> Case:
+def without_the_host(rows: int, vocab: int, device: torch.device, quick: bool) -> list[Case]:
     """Time calls in a graph: few rows by the clock, many against reading their logits."""
     nbytes = rows * vocab * 2
     count = max(8, copies_to_stay_cold(nbytes, quick)) if not quick else 2
@@ -166,7 +173,7 @@ def without_the_host(rows: int, vocab: int, device: torch.device, quick: bool) -
     case = in_a_graph("score", case_of(many[0]), call, many, least, device, quick)
     case.error = error(many[0])
     if rows < 128:
-        return within(case, 8e-3)
+        return [within(case, 8e-3)]
     case.target = {"floor": 0.85}
     case.met = (case.fraction_of_floor or 0.0) >= 0.85
-    return case
+    return [case]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.gpu.device import clock, copies_to_stay_cold, floor, graphed, within
+from benchmarks.gpu.device import Measurement, clock, copies_to_stay_cold, floor, graphed, within
 from benchmarks.harness import Case, compare
 from spark_kernels import BlockPool, tree_attention
 from spark_kernels.tree_attention import DevicePlan
@@ -18,13 +19,14 @@ HEADS, KV_HEADS, DIM, SIZE = 28, 4, 128, 16
 TOLERANCE = 1e-2
 
 
-def run(device: torch.device, quick: bool) -> list[Case]:
+def measurements(device: torch.device, quick: bool) -> list[Measurement]:
     """Return one level over prefixes and leaves, then deeper trees."""
     if quick:
-        return [decode(64, 2, 16, 1, device, quick)]
+        return [partial(decode, 64, 2, 16, 1, device, quick)]
     prefixes, leaves = (0, 1024, 4096, 16384, 32768), (1, 8, 16, 32, 64)
-    grid = [decode(p, b, 256, 1, device, quick) for p in prefixes for b in leaves]
-    return [*grid, *(decode(4096, 2**depth, 256, depth, device, quick) for depth in (2, 4, 6))]
+    flat = [(p, b, 256, 1) for p in prefixes for b in leaves]
+    deep = [(4096, 2**depth, 256, depth) for depth in (2, 4, 6)]
+    return [partial(decode, *shape, device, quick) for shape in (*flat, *deep)]
 
 
 def tree(prefix: int, leaves: int, own: int, levels: int) -> tuple[BlockPool, list[int], int]:
@@ -105,7 +107,7 @@ class Layers:
 
 def decode(
     prefix: int, leaves: int, own: int, levels: int, device: torch.device, quick: bool
-) -> Case:
+) -> list[Case]:
     """Time one layer's decode step; everything is captured in a graph of several layers."""
     pool, seqs, distinct = tree(prefix, leaves, own, levels)
     nbytes = distinct * KV_HEADS * DIM * 2 * 2
@@ -121,6 +123,8 @@ def decode(
         )
 
     baselines = flashinfer(layers, device)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
     if device.type == "cpu" or layers.repeated_bytes() < torch.cuda.mem_get_info(device)[0] // 2:
         gathered = [layers.dense(c) for c in layers.caches[:2]]
         pairs = [gathered[i % 2] for i in range(count)]
@@ -153,7 +157,7 @@ def decode(
     case.ours = case.ours.scaled(1 / count)
     case.baselines = {name: time.scaled(1 / count) for name, time in case.baselines.items()}
     case.floor, case.error = least * 1e3, worst
-    return within(case, 1.5 * case.floor + 4e-3)
+    return [within(case, 1.5 * case.floor + 4e-3)]
 
 
 def flashinfer(layers: Layers, device: torch.device) -> dict[str, Any]:

@@ -52,7 +52,7 @@ inline SparkKvFork kv_fork_arguments(const std::vector<torch::stable::Tensor>& b
   const int32_t dtype = shim_dtype(first);
   pointers.reserve(buffers.size());
   for (const torch::stable::Tensor& buffer : buffers) {
-    const bool same = buffer.sizes() == shape && shim_dtype(buffer) == dtype;
+    const bool same = buffer.sizes().equals(shape) && shim_dtype(buffer) == dtype;
     STD_TORCH_CHECK(same && buffer.is_contiguous(),
                     "kv_fork: buffers must be contiguous, of one shape and dtype");
     pointers.push_back(buffer.data_ptr());

@@ -1,4 +1,4 @@
-"""The operator libraries built here load in torch 2.11 for CUDA 13 on Python 3.12."""
+"""torch 2.11 for CUDA 13 on Python 3.12: our libraries load in it, our sources build with it."""
 
 from __future__ import annotations
 
@@ -31,18 +31,37 @@ print(torch.__version__, "loads both")
 """
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not ASKED, reason="downloads 5 GB: SPARK_TEST_TORCH_211=1 runs it")
-@pytest.mark.skipif(PYTHON is None, reason="no python3.12 (SPARK_PYTHON_312 names one)")
-@pytest.mark.skipif(not CUDA.exists(), reason="the CUDA library was not built: nvcc is missing")
-def test_libraries_load_in_torch_211_for_cuda_13() -> None:
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not ASKED, reason="downloads 5 GB: SPARK_TEST_TORCH_211=1 runs it"),
+    pytest.mark.skipif(PYTHON is None, reason="no python3.12 (SPARK_PYTHON_312 names one)"),
+]
+
+
+@pytest.fixture(scope="module")
+def python() -> Path:
     home = ROOT / "build" / "torch-2.11"
-    python = home / "bin" / "python"
+    found = home / "bin" / "python"
     if not (home / "ready").exists():
         subprocess.run([str(PYTHON), "-m", "venv", home], check=True)
-        install = [python, "-m", "pip", "install", "--quiet", "torch==2.11.0", "numpy<2.4"]
-        subprocess.run(install, check=True)
+        packages = ["torch==2.11.0", "numpy<2.4", "setuptools", "pybind11", "cmake", "ninja"]
+        subprocess.run([found, "-m", "pip", "install", "--quiet", *packages], check=True)
         (home / "ready").touch()
+    return found
+
+
+@pytest.mark.skipif(not CUDA.exists(), reason="the CUDA library was not built: nvcc is missing")
+def test_libraries_load(python: Path) -> None:
     done = subprocess.run([python, "-c", CODE], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("2.11")
+
+
+def test_sources_build(python: Path, tmp_path: Path) -> None:
+    env = os.environ | {"PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"}
+    build = ["-q", "build_ext", "--build-temp", tmp_path / "build", "--build-lib", tmp_path]
+    done = subprocess.run(
+        [python, "setup.py", *build], cwd=ROOT, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "spark_kernels/lib/libspark_ops_cpu.so").exists()
