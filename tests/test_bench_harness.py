@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks import headlines, results
+from benchmarks import gpu, headlines, results
 from benchmarks.harness import Case, Timing, compare, interleave
 from benchmarks.own_time import OwnTime
 
@@ -121,3 +123,46 @@ def test_own_time_leaves_out_what_is_called_of_others(monkeypatch: pytest.Monkey
     assert own.seconds == 2 + 2 + 2
     stock()
     assert own.seconds == 8
+
+
+def test_provenance_needs_no_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert results.git() == "unknown" and results.driver() == "unknown"
+    monkeypatch.setenv("SPARK_COMMIT", "abc1234")
+    assert results.git() == "abc1234"
+
+
+CPU = torch.device("cpu")
+
+
+def test_a_module_of_the_gpu_suite_is_measured_in_a_process_of_its_own() -> None:
+    (cases,) = gpu.apart("kv_fork", 300, CPU, quick=True)
+    assert [one.op for one in cases] == ["kv_fork", "kv_fork"]
+
+
+def fall(name: str, *_: object) -> None:
+    """Stand in for a module that the device brings down, or that hangs."""
+    if name == "dies":
+        os._exit(1)
+    time.sleep(600)
+
+
+@pytest.mark.parametrize(("name", "why"), [("dies", "its process died"), ("hangs", "after 20 s")])
+def test_a_module_that_falls_is_a_missed_target(
+    name: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "measure", fall)
+    ((case,),) = gpu.apart(name, 20, CPU)
+    assert case.met is False and why in case.case["failed"]
+
+
+def test_a_failed_measurement_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> list[Case]:
+        raise ValueError("no such layout")
+
+    monkeypatch.setattr(gpu, "calls", lambda *_: [broken, lambda: [case()]])
+    answers: list[list[Case] | None] = []
+    gpu.measure("score", type("Queue", (), {"put": staticmethod(answers.append)}), CPU, True)
+    (failed,), (good,), end = answers
+    assert failed.met is False and "no such layout" in failed.case["failed"]
+    assert good.op == "copy" and end is None

@@ -12,7 +12,7 @@ from benchmarks.__main__ import OURS
 pytestmark = pytest.mark.slow
 
 # first_light is the main job over seeds: tests/cli/test_main_job.py runs that job
-SUITES = [name for name in OURS if name != "first_light"]
+SUITES = [*(name for name in OURS if name != "first_light"), "gpu"]
 
 
 @pytest.mark.parametrize("suite", SUITES)

@@ -103,6 +103,14 @@ extern "C" int spark_cuda_kv_fork(const SparkKvFork* args, void* const* on_devic
 }
 
 extern "C" int spark_cuda_upload(void* to, const void* from, int64_t bytes, void* stream) {
-  return cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice,
-                         static_cast<cudaStream_t>(stream));
+  const auto s = static_cast<cudaStream_t>(stream);
+  // a graph would copy again at its replay, when `from` is gone
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  if (const cudaError_t error = cudaStreamIsCapturing(s, &status)) return error;
+  if (status != cudaStreamCaptureStatusNone) return cudaErrorStreamCaptureUnsupported;
+  if (const cudaError_t error = cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, s)) {
+    return error;
+  }
+  // other streams read it without asking
+  return cudaStreamSynchronize(s);
 }

@@ -14,11 +14,10 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// The buffers' addresses on their device, as int64; written once for each pool of buffers. The
-// newest pools are remembered.
+// The buffers' addresses on their device, as int64; written once for each pool of buffers and kept:
+// captured graphs may read them at any time.
 Tensor addresses(const std::vector<void*>& pointers, const Tensor& buffer, void* stream) {
   using Known = std::pair<std::pair<std::vector<void*>, int32_t>, Tensor>;
-  constexpr size_t kPools = 16;
   static std::mutex mutex;
   static std::deque<Known> pools;
   const std::lock_guard<std::mutex> lock(mutex);
@@ -31,7 +30,6 @@ Tensor addresses(const std::vector<void*>& pointers, const Tensor& buffer, void*
   const int64_t bytes = count * static_cast<int64_t>(sizeof(void*));
   check_cuda(spark_cuda_upload(table.data_ptr(), pointers.data(), bytes, stream));
   pools.emplace_front(key, table);
-  if (pools.size() > kPools) pools.pop_back();
   return table;
 }
 

@@ -12,7 +12,8 @@ int on_cuda(SparkScore& args, const Tensor& logits) {
   // from torch's caching allocator: no synchronisation, and its own place in a captured graph
   const Tensor workspace =
       torch::stable::new_empty(logits, {spark_cuda_score_workspace(&args)}, ScalarType::Byte);
-  return spark_cuda_score(&args, workspace.data_ptr(), current_stream(logits));
+  check_cuda(spark_cuda_score(&args, workspace.data_ptr(), current_stream(logits)));
+  return 0;
 }
 
 }  // namespace

@@ -82,7 +82,7 @@ def head_loss(
     inverse = torch.as_tensor(temperature, dtype=wide, device=hidden.device).reciprocal()
     work = _Work(
         rows=rows.to(hidden.device),
-        tokens=tokens.to(hidden.device),
+        tokens=tokens.to(hidden.device).contiguous(),
         loss=loss,
         inverse=inverse.expand(len(rows)).contiguous(),
         softcap=softcap,
@@ -179,11 +179,14 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, by_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        # torch hands a parameter its gradient in the parameter's own dtype
+        if ctx.gradients is None:
+            raise RuntimeError("head_loss keeps its gradients for one backward: call it again")
+        # scaled in place, as large as the head; torch wants the dtype of what they belong to
         gradients = [
             None if g is None else g.mul_(by_loss).to(dtype)
             for g, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)
         ]
+        ctx.gradients = None
         return (*gradients, None)
 
 
@@ -244,9 +247,6 @@ def _check(
             tokens.shape == rows.shape and tokens.dtype == torch.int64
         ),
         f"temperature must be one number or [{count}], got {list(shape)}": shape in ((), (count,)),
-        f"temperature must be > 0, got {temperature}": (
-            isinstance(temperature, Tensor) or temperature > 0
-        ),
         f"softcap must be >= 0, got {softcap}": softcap >= 0,
         f"chunk must be >= 1, got {chunk}": chunk >= 1,
         "allowed must be two int64 tensors of one length": allowed is None
@@ -255,3 +255,6 @@ def _check(
     for message, holds in rules.items():
         if not holds:
             raise ValueError(message)
+    # a tensor's values stay on their device
+    if not isinstance(temperature, Tensor) and temperature <= 0:
+        raise ValueError(f"temperature must be > 0, got {temperature}")

@@ -116,4 +116,5 @@ def differentiate(
             return value, [torch.zeros_like(x) for x in inputs]
         found = torch.autograd.grad(value, inputs, allow_unused=True)
     pairs = zip(found, inputs, strict=True)
-    return value.detach(), [torch.zeros_like(x) if g is None else g for g, x in pairs]
+    # the derivative of a sum is one number, expanded: the kernels read a number a row
+    return value.detach(), [torch.zeros_like(x) if g is None else g.contiguous() for g, x in pairs]

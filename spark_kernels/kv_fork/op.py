@@ -47,9 +47,13 @@ def kv_fork(
     try:
         torch.ops.spark.kv_fork(buffers, table, layout == "NHD")
     except RuntimeError as error:
+        said = str(error).splitlines()[0]
+        if "kv_fork: " not in said:
+            # the device's own trouble
+            raise
         check_pairs(triples, first, layout)
         # drop the place in the C++ source
-        raise ValueError(str(error).splitlines()[0].rpartition("kv_fork: ")[2]) from error
+        raise ValueError(said.rpartition("kv_fork: ")[2]) from error
 
 
 def as_table(triples: Sequence[Sequence[int]]) -> Tensor:

@@ -40,7 +40,7 @@ def check(
         f"scale must be > 0, got {scale}": scale > 0,
         "window and softcap must be >= 0": window >= 0 and softcap >= 0,
         f"q must be [{len(plan.positions)}, {heads}, {dim}]": tokens == len(plan.positions),
-        f"plan must be on {q.device}, got {plan.device}": plan.device.type == q.device.type,
+        f"plan must be on {q.device}, got {plan.device}": plan.positions.device == q.device,
     }
     for message, holds in rules.items():
         if not holds:

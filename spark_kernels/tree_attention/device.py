@@ -141,13 +141,15 @@ class WorkList:
         """Copy the schedule to the device; return whether a tensor had to grow, and so to move."""
         words = torch.frombuffer(schedule, dtype=torch.int32)
         moved = False
+        # what grows once grows again
+        room = 2 if len(self.words) else 1
         if len(words) > len(self.words):
-            self.words = words.new_empty(2 * len(words), device=self._device)
+            self.words = words.new_empty(room * len(words), device=self._device)
             moved = True
         rows = schedule.num_slots * self._heads
         if rows * self._dim > len(self.partial):
-            self.partial = torch.empty(2 * rows * self._dim, device=self._device)
-            self.stats = torch.empty(2 * rows * 2, device=self._device)
+            self.partial = torch.empty(room * rows * self._dim, device=self._device)
+            self.stats = torch.empty(room * rows * 2, device=self._device)
             moved = True
         pinned = words.pin_memory() if self._device.type == "cuda" else words
         self.words[: len(words)].copy_(pinned, non_blocking=True)

@@ -95,7 +95,8 @@ def _on_device(plan: Plan | Tensor, where: torch.device) -> DevicePlan:
         return DevicePlan(_whole(plan), where)
     known: DevicePlan | None = getattr(plan, "_device", None)
     if known is None or known.device != where:
-        known = plan._device = DevicePlan(plan, where)
+        # of a copy: a plan and its device plan that name each other would outlive their use
+        known = plan._device = DevicePlan(_whole(plan_tensor(plan)), where)
     return known
 
 

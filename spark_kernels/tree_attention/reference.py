@@ -26,9 +26,10 @@ def tree_attention_reference(
     starts = plan.query_offsets
     for s, (length, table) in enumerate(zip(plan.lengths, plan.tables, strict=True)):
         rows = slice(starts[s], starts[s + 1])
-        position = torch.arange(length - (rows.stop - rows.start), length)
-        seen = torch.arange(length)
-        blocks, slots = torch.tensor(table)[seen // plan.block_size], seen % plan.block_size
+        position = torch.arange(length - (rows.stop - rows.start), length, device=q.device)
+        seen = torch.arange(length, device=q.device)
+        blocks = torch.tensor(table, device=q.device)[seen // plan.block_size]
+        slots = seen % plan.block_size
         for new, cache in ((k, k_cache), (v, v_cache)):
             cache[blocks[position], :, slots[position]] = new[rows].to(cache.dtype)
         keys, values = (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -159,3 +161,19 @@ def test_bfloat16_engine_is_close_to_transformers() -> None:
             torch.testing.assert_close(torch.tensor(out.logprobs), want.cpu(), rtol=0, atol=0.15)
 
     asyncio.run(main())
+
+
+def test_a_model_that_cannot_be_captured_runs_step_by_step(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    @contextmanager
+    def graph(_: object) -> Iterator[None]:
+        yield
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    steps: list[int] = []
+    replay = device.capture(lambda: steps.append(1), torch.device("cuda"))
+    replay()
+    assert len(steps) == 2 and "without a CUDA graph" in caplog.text

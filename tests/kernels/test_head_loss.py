@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
@@ -17,7 +19,7 @@ from spark_kernels.head_loss.rows import Limits, Scaling
 from spark_kernels.head_loss.spec import definition, init
 from spark_kernels.head_loss.spec import objective as spec_objective
 
-pytestmark = pytest.mark.usefixtures("poison")
+pytestmark = [pytest.mark.device, pytest.mark.usefixtures("poison")]
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -202,9 +204,46 @@ def test_a_policy_loss_never_takes_the_steps(monkeypatch: pytest.MonkeyPatch) ->
     pytest.importorskip("triton")
     monkeypatch.setattr(op, "fused", lambda device: True)
     monkeypatch.setattr(op, "_in_steps", None)
-    given_inputs = inputs()
-    got, want = spec.load("head_loss").call(**given_inputs), definition(**given_inputs)
-    torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-5)
+    agrees(inputs())
+
+
+def agrees(given_inputs: dict) -> None:
+    """Compare loss, scores and gradients on the device with the definition's."""
+    moved = {name: there(value) for name, value in given_inputs.items()}
+    got, want = spec.load("head_loss").call(**moved), definition(**given_inputs)
+    for ours, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(ours.cpu(), theirs, rtol=2e-5, atol=2e-5)
+
+
+def there(value):
+    """Return an input on the device."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to(DEVICE).requires_grad_(value.requires_grad)
+    if isinstance(value, PolicyLoss):
+        return dataclasses.replace(
+            value, **{f.name: there(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        )
+    return tuple(map(there, value)) if isinstance(value, tuple) else value
+
+
+@pytest.mark.parametrize("entropy", [0.0, 0.1])
+def test_a_loss_whose_derivative_is_one_number(
+    entropy: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch expands it to all rows without memory of their own, which a kernel would read past."""
+    pytest.importorskip("triton")
+    for module in (op, row_maths):
+        monkeypatch.setattr(module, "fused", lambda device: True)
+    given_inputs = inputs() | {"allowed": None}
+    given_inputs["loss"] = lambda logprob, own, part: -(logprob + entropy * own).sum()
+    agrees(given_inputs)
+
+
+def test_a_second_backward_is_refused() -> None:
+    result = head_loss(**inputs())
+    result.loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="call it again"):
+        result.loss.backward()
 
 
 @pytest.mark.parametrize("kernels", [False, True])

@@ -13,7 +13,7 @@ from spark_kernels.tree_attention import DevicePlan
 from spark_kernels.tree_attention.reference import tree_attention_reference
 
 pytest.importorskip("triton")
-pytestmark = pytest.mark.usefixtures("poison")
+pytestmark = [pytest.mark.device, pytest.mark.usefixtures("poison")]
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # the interpreter multiplies the bit patterns of bfloat16

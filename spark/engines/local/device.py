@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from torch import Tensor
 from spark_kernels import BlockPool
 from spark_kernels.guard import on
 from spark_kernels.tree_attention import DevicePlan
+
+logger = logging.getLogger(__name__)
 
 HEADROOM = 256
 """Tokens a sequence may gain before the work list is packed again."""
@@ -55,12 +58,21 @@ def upload(values: Any, device: torch.device) -> Tensor:
 
 
 def capture(run: Run, device: torch.device) -> Run:
-    """Return what repeats `run` on the same tensors: a CUDA graph, or `run` itself on a CPU."""
+    """Return what repeats `run` on the same tensors: a CUDA graph, or `run` itself.
+
+    `run` itself on a CPU, and where the model looks at its tensors on the host (RoPE that depends
+    on the longest position): a graph would keep one outcome, and capture fails.
+    """
     if device.type != "cuda":
         return run
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
+    try:
+        with torch.cuda.graph(graph):
+            run()
+    except RuntimeError as error:
+        said = str(error).partition("\n")[0]
+        logger.warning("decode steps run without a CUDA graph: %s", said)
+        return run
     return graph.replay
 
 
