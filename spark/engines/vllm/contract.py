@@ -142,8 +142,14 @@ CONTRACT = (
     Uses(
         "v1/worker/gpu/sample/states.py",
         "SamplingStates.__init__",
-        mentions=("temperature", "top_k", "top_p", "min_p", "seeds"),
+        mentions=("temperature", "top_k", "top_p", "min_p", "seeds", "vocab_size"),
         why="has the parameters on the device",
+    ),
+    Uses(
+        "v1/worker/gpu/buffer_utils.py",
+        "UvaBackedTensor.__init__",
+        mentions=("np", "gpu"),
+        why="has the parameters on both sides",
     ),
     Uses(RUNNER_V2, "GPUModelRunner.load_model", mentions=("sampler", "structured_outputs_worker")),
     Uses(RUNNER_V2, "GPUModelRunner.update_requests", mentions=("copy_kv_cache_blocks_inplace",)),

@@ -16,6 +16,7 @@ from spark.engines.vllm.bitmask import pack, unpack
 from spark.engines.vllm.branch import branch_of
 from spark.engines.vllm.sampler import RAW_MODES
 from spark.engines.vllm.scores import append
+from spark.engines.vllm.states import chosen
 from spark_kernels import score
 from spark_kernels.score.op import Scores
 
@@ -81,8 +82,9 @@ class SparkSamplerV2(Sampler):
             tokens, processed = super().sample(stock, rows, *args, **kwargs)
         read, allowed = logits.float(), self.grammar
         temperature = states.temperature.gpu[rows]
-        top_k, top_p = states.get_top_k_top_p(rows, where)
-        min_p = states.min_p.gpu[rows] if states.min_p.np[where].any() else None
+        top_k = chosen(states.top_k, states.vocab_size, rows, where)
+        top_p = chosen(states.top_p, 1.0, rows, where)
+        min_p = chosen(states.min_p, 0.0, rows, where)
         if self.changes[where].any() or (min_p is not None and top_p is not None):
             changed = self.apply_sampling_params(read.clone(), rows, *args, skip_top_k_top_p=True)
             forbidden, min_p = changed.isneginf(), None

@@ -1,0 +1,28 @@
+"""What the sampler of model runner V2 reads of vLLM's states; the runner itself needs a GPU."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from spark.engines.vllm.states import chosen
+
+pytestmark = pytest.mark.vllm
+
+
+def kept(*values: float) -> SimpleNamespace:
+    """Return a parameter as vLLM's UvaBackedTensor has it."""
+    return SimpleNamespace(np=np.array(values), gpu=torch.tensor(values))
+
+
+def test_parameters_of_a_batch() -> None:
+    """In the batch's order; nothing where the whole batch leaves a parameter as it is."""
+    top_p = kept(0.5, 1.0, 0.9, 1.0)
+    where = np.array([2, 1])
+    found = chosen(top_p, 1.0, torch.from_numpy(where), where)
+    assert found is not None and found.tolist() == pytest.approx([0.9, 1.0])
+    where = np.array([3, 1])
+    assert chosen(top_p, 1.0, torch.from_numpy(where), where) is None
