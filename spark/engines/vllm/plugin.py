@@ -88,18 +88,9 @@ def configure(config: Any) -> None:
     """
     from vllm.config import WeightTransferConfig
 
-    for wrong, remedy in (
-        (config.speculative_config is not None, "speculative decoding: leave its flags out"),
-        (not config.cache_config.enable_prefix_caching, "prefix caching off: switch it on"),
-        (
-            config.scheduler_config.scheduler_cls is not None,
-            "another --scheduler-cls: leave it out",
-        ),
-        (config.parallel_config.pipeline_parallel_size > 1, "pipeline parallelism: use tensor"),
-        (config.model_config.runner_type != "generate", "a pooling model: it generates nothing"),
-    ):
-        if wrong:
-            raise ValueError(f"--branching spark does not work with {remedy}")
+    from spark.engines.vllm.refused import refuse
+
+    refuse(config)
     kind = "SparkAsyncScheduler" if config.scheduler_config.async_scheduling else "SparkScheduler"
     config.scheduler_config.scheduler_cls = f"spark.engines.vllm.scheduler.{kind}"
     if config.weight_transfer_config is None:
