@@ -25,6 +25,10 @@ def refuse(config: Any) -> None:
             getattr(aux, "enabled", False) or getattr(model, "enable_return_routed_experts", False),
             "--enable-return-routed-experts: leave it out, those of shared tokens are not known",
         ),
+        (
+            getattr(parallel, "enable_batch_sharded_sampling", False),
+            "--enable-batch-sharded-sampling: leave it out",
+        ),
     ):
         if wrong:
             raise ValueError(f"--branching spark does not work with {remedy}")

@@ -43,6 +43,7 @@ def test_a_usual_config_is_taken() -> None:
         ("model_config.runner_type", "pooling", "a pooling model"),
         ("aux_output_config.enabled", True, "--enable-return-routed-experts: leave it out"),
         ("model_config.enable_return_routed_experts", True, "--enable-return-routed-experts"),
+        ("parallel_config.enable_batch_sharded_sampling", True, "--enable-batch-sharded-sampling"),
     ],
 )
 def test_refused(field: str, value: object, told: str) -> None:
