@@ -29,6 +29,11 @@ def refuse(config: Any) -> None:
             getattr(parallel, "enable_batch_sharded_sampling", False),
             "--enable-batch-sharded-sampling: leave it out",
         ),
+        (
+            # a held parent's references would make a prefix look common to the whole batch
+            not getattr(model, "disable_cascade_attn", True),
+            "cascade attention: leave --no-disable-cascade-attn out",
+        ),
     ):
         if wrong:
             raise ValueError(f"--branching spark does not work with {remedy}")

@@ -44,6 +44,7 @@ def test_a_usual_config_is_taken() -> None:
         ("aux_output_config.enabled", True, "--enable-return-routed-experts: leave it out"),
         ("model_config.enable_return_routed_experts", True, "--enable-return-routed-experts"),
         ("parallel_config.enable_batch_sharded_sampling", True, "--enable-batch-sharded-sampling"),
+        ("model_config.disable_cascade_attn", False, "cascade attention: leave --no-disable"),
     ],
 )
 def test_refused(field: str, value: object, told: str) -> None:
