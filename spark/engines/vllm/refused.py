@@ -34,6 +34,14 @@ def refuse(config: Any) -> None:
             not getattr(model, "disable_cascade_attn", True),
             "cascade attention: leave --no-disable-cascade-attn out",
         ),
+        (
+            getattr(model, "enable_trace_replay", False),
+            "--enable-trace-replay: leave it out, the scores are those of drawn tokens",
+        ),
+        (
+            getattr(config, "watermark_config", None) is not None,
+            "a watermark: leave --watermark-config out",
+        ),
     ):
         if wrong:
             raise ValueError(f"--branching spark does not work with {remedy}")

@@ -45,6 +45,8 @@ def test_a_usual_config_is_taken() -> None:
         ("model_config.enable_return_routed_experts", True, "--enable-return-routed-experts"),
         ("parallel_config.enable_batch_sharded_sampling", True, "--enable-batch-sharded-sampling"),
         ("model_config.disable_cascade_attn", False, "cascade attention: leave --no-disable"),
+        ("model_config.enable_trace_replay", True, "--enable-trace-replay: leave it out"),
+        ("watermark_config", object(), "a watermark: leave --watermark-config out"),
     ],
 )
 def test_refused(field: str, value: object, told: str) -> None:
