@@ -27,6 +27,16 @@ def unpack(words: Tensor, vocab: int) -> Tensor:
     return ((words[:, :, None] >> bits) & 1).flatten(1)[:, :vocab].bool()
 
 
+def obey(logits: Tensor, grammar: Tensor | None, min_p: Tensor | None) -> Tensor:
+    """Return logits [B, V] with -inf where the grammar forbids a token of a row that uses min-p.
+
+    Other rows keep theirs, so that scores do not depend on the company; `min_p` is [B] or None.
+    """
+    if grammar is None or min_p is None:
+        return logits
+    return logits.masked_fill(~unpack(grammar, logits.shape[1]) & (min_p > 0)[:, None], -torch.inf)
+
+
 def grammar_words(rows: Sequence[str], names: Sequence[str], bitmask: np.ndarray) -> Tensor:
     """Return the grammars' bitmasks int32 [B, words] in the order of the batch `rows`.
 

@@ -22,7 +22,7 @@ from vllm.v1.sample.logits_processor.builtin import (
 )
 from vllm.v1.sample.sampler import Sampler
 
-from spark.engines.vllm.bitmask import pack, unpack
+from spark.engines.vllm.bitmask import obey, pack, unpack
 from spark.engines.vllm.rows import Rows
 from spark.engines.vllm.scores import append
 from spark_kernels import score
@@ -109,7 +109,8 @@ class SparkSampler(Sampler):
         changed = self.apply_logits_processors(logits.clone(), metadata, False)
         forbidden = changed.isneginf()
         if rows.min_p is not None and rows.min_p_first:
-            forbidden |= cut_below_min_p(changed, rows.temperature, rows.min_p)
+            judged = obey(changed, grammar, rows.min_p)
+            forbidden |= cut_below_min_p(judged, rows.temperature, rows.min_p)
         bits = pack(~forbidden)
         read = torch.where(forbidden, logits, changed)
         return read, bits if grammar is None else bits & grammar

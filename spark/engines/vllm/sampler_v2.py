@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 
-from spark.engines.vllm.bitmask import pack, unpack
+from spark.engines.vllm.bitmask import obey, pack, unpack
 from spark.engines.vllm.branch import branch_of
 from spark.engines.vllm.sampler import RAW_MODES
 from spark.engines.vllm.scores import append
@@ -86,7 +86,9 @@ class SparkSamplerV2(Sampler):
         top_p = chosen(states.top_p, 1.0, rows, where)
         min_p = chosen(states.min_p, 0.0, rows, where)
         if self.changes[where].any() or (min_p is not None and top_p is not None):
-            changed = self.apply_sampling_params(read.clone(), rows, *args, skip_top_k_top_p=True)
+            # it cuts below min-p, which is judged by what the grammar allows
+            judged = obey(read.clone(), allowed, min_p)
+            changed = self.apply_sampling_params(judged, rows, *args, skip_top_k_top_p=True)
             forbidden, min_p = changed.isneginf(), None
             # vLLM has divided by the temperature; the scores need the logits before that
             heat = torch.where(temperature == 0, 1.0, temperature)[:, None]

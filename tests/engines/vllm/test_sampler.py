@@ -149,6 +149,22 @@ def test_grammar(engines: Any, branching: dict) -> None:
     harness.release("p")
 
 
+@pytest.mark.parametrize("extra", [{}, {"top_p": 0.95}, {"presence_penalty": 0.1}])
+@pytest.mark.parametrize("branching", [{"branching": "spark"}, STOCK])
+def test_min_p_is_judged_behind_the_grammar(engines: Any, branching: dict, extra: dict) -> None:
+    """The best token overall may be forbidden; it must not cut away all that are allowed."""
+    harness: Harness = engines(branching=branching)
+    choices = ["look at the desk", "open drawer one and take a key", "take a key"]
+    tokens = harness.llm.get_tokenizer().encode("then")
+    params = {"temperature": 1.0, "max_tokens": 40, "min_p": 0.3, **extra}
+    for seed in range(6):
+        grammar = StructuredOutputsParams(choice=choices)
+        harness.add(f"{seed}", tokens, Branch(), seed=seed, structured_outputs=grammar, **params)
+    harness.finish()
+    for seed in range(6):
+        assert text(harness, harness.streams.pop(f"{seed}").tokens) in choices
+
+
 def test_children_count_their_ancestors_tokens_as_output(engines: Any) -> None:
     """Penalties, min_tokens, max_tokens and stop tokens as if sampled from the start."""
     harness: Harness = engines()

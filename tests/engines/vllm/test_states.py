@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from spark.engines.vllm.bitmask import obey, pack
 from spark.engines.vllm.states import chosen
 
 pytestmark = pytest.mark.vllm
@@ -26,3 +27,12 @@ def test_parameters_of_a_batch() -> None:
     assert found is not None and found.tolist() == pytest.approx([0.9, 1.0])
     where = np.array([3, 1])
     assert chosen(top_p, 1.0, torch.from_numpy(where), where) is None
+
+
+def test_a_grammar_comes_before_min_p_in_its_rows_only() -> None:
+    logits = torch.arange(80.0).view(2, 40)
+    grammar = pack(torch.arange(40).expand(2, -1) % 2 == 0)
+    found = obey(logits, grammar, torch.tensor([0.1, 0.0]))
+    assert found[0].isneginf().tolist() == [bool(token % 2) for token in range(40)]
+    assert torch.equal(found[1], logits[1])
+    assert obey(logits, grammar, None) is logits
