@@ -15,13 +15,15 @@ from torch import Tensor
 from spark_kernels import kv_fork
 from spark_kernels.kv_fork.op import COMPILED
 
-Copy = Callable[[Iterable[Tensor], int, Sequence[Any]], None]
+Cache = Tensor | Sequence[Tensor]
+"""What a layer keeps; up to vLLM 0.26 a recurrent one has a list of its states there."""
+Copy = Callable[[Iterable[Cache], int, Sequence[Any]], None]
 
 
 def with_kv_fork(original: Copy) -> Copy:
     """Return vLLM's `copy_kv_cache_blocks_inplace` with the op in front of it."""
 
-    def copy(kv_caches: Iterable[Tensor], num_blocks: int, copies: Sequence[Any]) -> None:
+    def copy(kv_caches: Iterable[Cache], num_blocks: int, copies: Sequence[Any]) -> None:
         caches = list(kv_caches)
         blocks = whole_blocks(caches, num_blocks)
         sources, targets = {pair[0] for pair in copies}, {pair[1] for pair in copies}
@@ -33,7 +35,7 @@ def with_kv_fork(original: Copy) -> Copy:
     return copy
 
 
-def whole_blocks(caches: Sequence[Tensor], num_blocks: int) -> list[Tensor]:
+def whole_blocks(caches: Sequence[Cache], num_blocks: int) -> list[Tensor]:
     """Return the caches as uint8 [num_blocks, 1, 1, bytes of a block]; empty = not possible.
 
     What several layers share is given once. Possible where memory goes block after block, in a
@@ -41,6 +43,8 @@ def whole_blocks(caches: Sequence[Tensor], num_blocks: int) -> list[Tensor]:
     """
     found: dict[int, Tensor] = {}
     for cache in caches:
+        if not isinstance(cache, Tensor):
+            return []
         storage = cache.untyped_storage()
         parts, rest = divmod(cache.shape[0], num_blocks)
         stride = cache.stride(0) * cache.element_size() * parts

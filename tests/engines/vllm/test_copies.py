@@ -73,6 +73,16 @@ def test_equals_vllms_copy(layout, pairs: list[tuple[int, int]]) -> None:
     assert bool(whole_blocks(ours, BLOCKS)) == (layout is not keys_apart)
 
 
+def test_lists_of_states_are_left_to_vllm() -> None:
+    """Recurrent layers of vLLM 0.26 keep several tensors."""
+    from spark.engines.vllm.copies import with_kv_fork
+
+    handed = []
+    caches = [*contiguous(), [torch.randn(BLOCKS, 3), torch.randn(BLOCKS, 5)]]
+    with_kv_fork(lambda *args: handed.append(args))(caches, BLOCKS, [(1, 9)])
+    assert handed == [(caches, BLOCKS, [(1, 9)])]
+
+
 def test_the_op_copies_the_blocks_of_the_engine(engines) -> None:
     from spark.engines.vllm.copies import whole_blocks
 
