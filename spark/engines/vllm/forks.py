@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Literal
 
+from vllm.v1.request import RequestStatus
+
 from spark.engines.vllm.branch import Branch, branch_of
 from spark.engines.vllm.held import Held, Source
 
@@ -145,7 +147,10 @@ class Forks:
 
     def _find_source(self, name: str) -> Source | None:
         running = self._scheduler.requests.get(self._alive.get(name))
-        return self.held.get(name) if running is None else self._source_of(running)
+        if running is None:
+            return self.held.get(name)
+        # what waits may have blocks that a KV connector has yet to fill
+        return self._source_of(running) if running.status == RequestStatus.RUNNING else None
 
     def _source_of(self, request: Any) -> Source | None:
         """Return the KV that `request` has; None where it cannot be shared block by block."""
