@@ -21,8 +21,16 @@ SCORES = ("spark_logprob", "spark_entropy", "spark_log_kept_mass")
 
 
 def claims_of(scheduler: Any) -> Claims:
-    """Return the scheduler's claims, made when first asked for."""
+    """Return the scheduler's claims, made when first asked for.
+
+    Raises ValueError for a model whose state cannot be shared at any token.
+    """
     cache = scheduler.tree_cache
+    if cache.supports_mamba():
+        raise ValueError(
+            f"spark.tree does not go with {scheduler.server_args.model_path!r}, which keeps a "
+            "recurrent state: it cannot be forked, leave spark.tree out or serve another model"
+        )
     if getattr(cache, "spark_claims", None) is None:
         cache.spark_claims = Claims(cache, Pages(cache, scheduler.forward_stream_ctx))
     return cache.spark_claims
@@ -136,7 +144,10 @@ def on_abort(original: Callable[..., Any], scheduler: Any, received: Any) -> Any
     """An abort message arrives: it may be the release of a tree."""
     if not received.rid.startswith(RELEASE):
         return original(scheduler, received)
-    return claims_of(scheduler).release(received.rid.removeprefix(RELEASE))
+    claims = getattr(scheduler.tree_cache, "spark_claims", None)
+    if claims is not None:
+        claims.release(received.rid.removeprefix(RELEASE))
+    return None
 
 
 def on_match(result: Any, req: Any, tree_cache: Any = None, *_: Any, **__: Any) -> None:
