@@ -19,6 +19,7 @@ REFUSED = {
     "disable_radix_cache": False,
     "skip_tokenizer_init": False,
     "pp_size": 1,
+    "dcp_size": 1,
 }
 
 

@@ -190,6 +190,7 @@ def test_flags_that_do_not_go_together_are_refused(launched: dict[str, Any], fla
         ({"branching": "maybe"}, "branching='maybe' must be one of none, spark"),
         ({"branching": "none", "sampling_backend": "spark"}, "needs --branching spark"),
         ({"branching": "spark", "disable_radix_cache": True}, "--disable-radix-cache does not go"),
+        ({"branching": "spark", "dcp_size": 2}, "--dcp-size does not go"),
     ],
 )
 def test_offline_settings_that_do_not_go_together_are_refused(
