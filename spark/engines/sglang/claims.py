@@ -40,6 +40,7 @@ class Claims:
     def __init__(self, cache: Any, pages: Pages) -> None:
         self._cache = cache
         self._pages = pages
+        self._publishes_running = versions.publishes_running(cache)
         # the tree that was used last comes last
         self._trees: dict[str, Claim] = {}
         self.known: dict[str, set[str]] = {}
@@ -78,6 +79,8 @@ class Claims:
         _check(member, tokens, whole)
         usable = min(member.at, len(tokens) - 1)
         if parent is not None and parent.kv.req_pool_idx is not None:
+            if not self._publishes_running:
+                return
             usable = min(usable, parent.kv.kv_committed_len)
             start = self._publish(claim, parent, usable)
             row = self._cache.req_to_token_pool.req_to_token[parent.kv.req_pool_idx]

@@ -9,6 +9,15 @@ import torch
 from torch import Tensor
 
 
+def publishes_running(cache: Any) -> bool:
+    """Whether a request that goes on can hand over its KV.
+
+    Before 0.5.22 a sliding window may hide what was handed over from the request, which then owns
+    its slots beside the radix tree.
+    """
+    return hasattr(cache, "checkpoint") or not cache.supports_swa()
+
+
 def publish(cache: Any, req: Any, up_to: int) -> None:
     """Hand KV [0, up_to) of a request to the radix tree; the request keeps a lock on it.
 

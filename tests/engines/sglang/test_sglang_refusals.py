@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from spark.engines.sglang import fork
+from spark.engines.sglang import fork, versions
+from spark.engines.sglang.claims import Claims
+from spark.engines.sglang.member import Member
 
 pytestmark = pytest.mark.sglang
 
@@ -29,3 +31,26 @@ def test_the_release_of_a_refused_tree_does_nothing() -> None:
     hybrid = scheduler(tree_cache=SimpleNamespace(supports_mamba=lambda: True))
     release = SimpleNamespace(rid=fork.RELEASE + "tree")
     assert fork.on_abort(pytest.fail, hybrid, release) is None
+
+
+@pytest.mark.parametrize(
+    ("release", "windows", "count"), [("old", True, 0), ("old", False, 1), ("new", True, 1)]
+)
+def test_running_parents_with_windows_are_not_published_by_old_releases(
+    monkeypatch: pytest.MonkeyPatch, release: str, windows: bool, count: int
+) -> None:
+    """There SGLang hides what was published from the parent, and frees its slots."""
+    published: list[int] = []
+    monkeypatch.setattr(versions, "publish", lambda cache, req, up_to: published.append(up_to))
+    row = SimpleNamespace(req_to_token=[range(8)])
+    cache = SimpleNamespace(supports_swa=lambda: windows, req_to_token_pool=row)
+    if release == "new":
+        cache.checkpoint = None
+    kv = SimpleNamespace(req_pool_idx=0, kv_committed_len=8, cache_protected_len=0)
+    parent = SimpleNamespace(origin_input_ids=[1, 2], output_ids=[3, 4, 5, 6], kv=kv)
+    claims = Claims(cache, SimpleNamespace(size=1, copies=False))
+    member = Member(tree="tree", parent="parent", at=4)
+    claims.share(member, "child", [1, 2, 3, 4, 7], parent)
+    assert published == [4] * count
+    with pytest.raises(ValueError, match="tokens differ"):
+        claims.share(member, "child", [1, 2, 3, 5], parent)
