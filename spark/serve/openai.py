@@ -215,6 +215,13 @@ def options_of(body: Body, backend: Backend) -> dict[str, Any]:
 
 
 def _stop_ids(body: Body, backend: Backend) -> tuple[int, ...]:
+    """Return what ends a leaf. Raises RequestError for a token outside the vocabulary."""
+    for token in body.stop_token_ids or ():
+        if not 0 <= token < backend.vocab_size:
+            raise RequestError(
+                f"stop_token_ids has {token}, no token id in [0, {backend.vocab_size})",
+                param="stop_token_ids",
+            )
     ends = () if body.ignore_eos else backend.eos_token_ids
     return (*(body.stop_token_ids or ()), *ends)
 

@@ -43,6 +43,7 @@ async def works(server: Server) -> None:
         ({"n": 17}, 400, "n"),
         ({"prompt": [1, 500]}, 400, "prompt"),
         ({"prompt": []}, 400, "prompt"),
+        ({"stop_token_ids": [1_000_000], "min_tokens": 3}, 400, "stop_token_ids"),
         ({"max_tokens": -1}, 400, "max_tokens"),
         ({"use_beam_search": True}, 400, "use_beam_search"),
         ({"prompt": "a" * 200_000}, 413, None),
