@@ -18,7 +18,9 @@ async def ask(env: Env, name: str, *args: Any, seconds: float) -> Any:
     if slow is None:
         return getattr(env, name)(*args)
     try:
-        return await asyncio.wait_for(slow(*args), seconds)
+        # not wait_for: on Python 3.11 it swallows a cancellation that comes with the answer
+        async with asyncio.timeout(seconds):
+            return await slow(*args)
     except TimeoutError as error:
         raise TimeoutError(f"the environment's {name} took over {seconds} s") from error
 
