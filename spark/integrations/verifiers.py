@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,20 @@ TRACE_VERSION = 1
 Decode = Callable[[list[int]], str]
 
 
+def episodes(trees: Iterable[Tree], decode: Decode) -> Iterator[dict[str, Any]]:
+    """Yield `trees` as episodes; those lost before their prompt was known are left out."""
+    for number, tree in enumerate(trees):
+        if tree.nodes:
+            # as the arm that grew it was trained
+            config = CreditConfig(**tree.info.get("credit", {}))
+            yield episode(tree, decode, config, f"{tree.task}/{number}")
+
+
 def episode(tree: Tree, decode: Decode, config: CreditConfig, name: str) -> dict[str, Any]:
     """Return `tree` as the plain data of an episode with one trace.
 
     Args:
-        tree: a tree with rewards.
+        tree: a tree with nodes and rewards.
         decode: tokens -> text.
         config: how rewards become advantages; a token has the mean of its terms by weight.
         name: of episode and trace, different for every tree.
@@ -92,10 +101,7 @@ def main() -> None:
     run = parser.parse_args().run
     decode: Any = AutoTokenizer.from_pretrained(run / "tokenizer").decode
     with (run / "traces.jsonl").open("w") as file:
-        for number, tree in enumerate(load_trees(run / "trees.jsonl")):
-            # as the arm that grew it was trained
-            config = CreditConfig(**tree.info.get("credit", {}))
-            record = episode(tree, decode, config, f"{tree.task}/{number}")
+        for record in episodes(load_trees(run / "trees.jsonl"), decode):
             file.write(json.dumps(record) + "\n")
     print(run / "traces.jsonl")
 

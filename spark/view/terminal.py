@@ -30,7 +30,8 @@ def draw(tree: Tree, decode: Decode) -> RenderableType:
     """Return `tree` as an outline: turns up to a fork are lines of one entry, its children nest."""
     children, credit = tree.children(), advantages(tree)
     outline = Outline(Text(tree_name(tree), style="bold"), guide_style="dim")
-    pending = [(0, outline)]
+    # a tree lost to a failed reset has no nodes
+    pending = [(0, outline)] if tree.nodes else []
     while pending:
         index, above = pending.pop()
         run = [index]

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 from random_trees import random_tree
 
 from spark.core import Tree
-from spark.integrations.verifiers import episode, messages
+from spark.integrations.verifiers import episode, episodes, messages
 from spark.train.credit import CreditConfig, credit
 
 CONFIG = CreditConfig()
@@ -40,6 +40,13 @@ def test_every_token_stands_in_one_message() -> None:
             sum(node.sampled) for node in tree.nodes
         )
         assert all(node["parent"] is None or node["parent"] < at for at, node in enumerate(nodes))
+
+
+def test_a_tree_without_nodes_is_no_episode() -> None:
+    grown = trees()[:2]
+    lost = Tree(task="lost", seed=0, info={"errors": [{"error": "reset failed"}]})
+    written = list(episodes([grown[0], lost, grown[1]], decode))
+    assert [each["id"] for each in written] == [f"{grown[0].task}/0", f"{grown[1].task}/2"]
 
 
 def test_verifiers_reads_the_branches(tmp_path: Path) -> None:

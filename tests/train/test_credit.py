@@ -13,7 +13,7 @@ from random_trees import random_tree, tiny_model
 from spark.core import Node, Tree
 from spark.train.attention import use_tree_attention
 from spark.train.config import LossConfig
-from spark.train.credit import CreditConfig, credit, leaf_returns, teaches
+from spark.train.credit import SCHEMES, CreditConfig, credit, leaf_returns, teaches
 from spark.train.loss import low_variance_kl, policy_logs, policy_loss
 from spark.train.pack import Row, pack
 from spark.train.policy import token_logprobs, token_loss
@@ -71,6 +71,13 @@ def test_credit_by_hand() -> None:
     ]
     per_leaf = credit(two_leaf_tree((1.0, 0.0)), CreditConfig(once_per_leaf=True))
     assert [(t.advantage, t.weight) for t in per_leaf[1]] == [(1.0, 1 / 3), (-1.0, 1 / 3)]
+
+
+@pytest.mark.parametrize("scheme", sorted(SCHEMES))
+def test_a_tree_without_nodes_has_no_credit(scheme: str) -> None:
+    for compare in ("deviation", "mean", "none"):
+        config = CreditConfig(scheme=scheme, compare=compare)
+        assert credit(Tree(task="t", seed=0), config) == []
 
 
 def test_equal_rewards_give_no_advantage() -> None:

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 from sample_run import make_tree, write_run
 
+from spark.core import Tree
 from spark.view.run import load_run
 from spark.view.terminal import draw, show_run
 
@@ -22,6 +23,14 @@ def test_outline_has_every_node_and_leaf(tmp_path: Path) -> None:
     assert {str(index) for index in range(len(tree.nodes))} <= set(numbers)
     assert text.count("reward") - text.count("with reward") == len(tree.leaves())
     assert text.count("branches on explore") == sum(n.trigger is not None for n in tree.nodes)
+
+
+def test_a_tree_without_nodes_says_why() -> None:
+    lost = Tree(task="L0/7", seed=0, info={"errors": [{"error": "reset failed"}]})
+    console = Console(file=io.StringIO(), width=200)
+    console.print(draw(lost, lambda ids: ""))
+    assert "L0/7" in console.file.getvalue()
+    assert "0 nodes" in console.file.getvalue() and "reset failed" in console.file.getvalue()
 
 
 def test_unknown_tree_is_named(tmp_path: Path) -> None:

@@ -83,7 +83,8 @@ def tree(group: Group) -> Advantages:
     total = group.compared(list(group.returns))
     if group.config.compare == "none":
         return _along_paths(group, total)
-    for root in group.tree.children()[0]:
+    # a tree lost to a failed reset has no nodes
+    for root in group.tree.children()[0] if group.tree.nodes else ():
         for end, advantage in group.compared(group.below[root]).items():
             total[end] += advantage
     return _along_paths(group, total)
