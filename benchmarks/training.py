@@ -106,7 +106,7 @@ def prepared(setting: Setting) -> Any:
     """Return the network of a setting, ready for packed rows."""
     model = random_model(setting.size, torch.float32)
     use_tree_attention(model)
-    return with_lora(model, LoraConfig(rank=setting.lora)) if setting.lora else model
+    return with_lora(model, LoraConfig(rank=setting.lora), seed=0) if setting.lora else model
 
 
 def trained(model: nn.Module) -> list[nn.Parameter]:

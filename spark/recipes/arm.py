@@ -65,7 +65,7 @@ class ArmRun:
         self._sums: dict[str, float] = {}
         self._train_started = 0.0
         start, lora = copy.deepcopy(model), recipe.model.lora
-        self.model: Any = with_lora(start, lora) if lora.rank else start
+        self.model: Any = with_lora(start, lora, recipe.seed) if lora.rank else start
         self._trainer = trainer_of(team)(
             self.model,
             training_arguments(

@@ -56,11 +56,13 @@ def load_policy(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokeniz
     return model, tokenizer
 
 
-def with_lora(model: PreTrainedModel, config: LoraConfig) -> nn.Module:
-    """Return `model` with frozen weights and trainable adapters."""
+def with_lora(model: PreTrainedModel, config: LoraConfig, seed: int) -> nn.Module:
+    """Return `model` with frozen weights and trainable adapters, the same for the same `seed`."""
     from peft import LoraConfig as PeftConfig
     from peft import get_peft_model
 
+    # peft draws the adapters from torch's own generator
+    torch.manual_seed(seed)
     adapters = PeftConfig(
         r=config.rank,
         lora_alpha=config.alpha,

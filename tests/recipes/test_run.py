@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from spark.recipes import RECIPES
+from spark.recipes.arm import ArmRun
 from spark.recipes.cold_start import sft
 from spark.recipes.config import LoraConfig, Recipe
 from spark.recipes.events import Progress
+from spark.recipes.journal import Journal
 from spark.recipes.policy import load_policy
 from spark.recipes.run import train
 from spark.recipes.session import Session
 from spark.rollout.store import load_trees
+from spark.train.team import Team
 
 pytest.importorskip("alfworld")
 
@@ -179,6 +183,22 @@ def test_adapters_train_and_are_merged_into_the_final_policy(tmp_path: Path) -> 
     summary = train(dataclasses.replace(recipe, model=lora), tmp_path / "run")
     assert summary["arms"]["spark"]["recomputed_tokens"] == 0
     assert (tmp_path / "run/checkpoints/spark/final/model.safetensors").exists()
+
+
+def test_adapters_begin_as_the_seed_says(tmp_path: Path) -> None:
+    recipe = micro(arms=("spark",))
+    lora = dataclasses.replace(recipe.model, lora=LoraConfig(rank=2))
+    model, _ = load_policy(lora)
+
+    def adapters(seed: int) -> list[torch.Tensor]:
+        own = dataclasses.replace(recipe, model=lora, seed=seed)
+        journal = Journal(tmp_path)
+        arm = ArmRun(own, "spark", model, None, journal, lambda arm, phase: None, Team())
+        return [tensor for name, tensor in arm.model.state_dict().items() if "lora_A" in name]
+
+    first, again, other = adapters(0), adapters(0), adapters(1)
+    assert all(map(torch.equal, first, again))
+    assert not any(map(torch.equal, first, other))
 
 
 @pytest.mark.parametrize("name", ["firstlight", "first_light_"])

@@ -58,7 +58,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     model: Any = tiny_model()
-    model = with_lora(model, LoraConfig(rank=2, alpha=8)) if args.lora else model
+    model = with_lora(model, LoraConfig(rank=2, alpha=8), seed=0) if args.lora else model
     trainer = ShardedTrainer(
         model,
         training_arguments(args.folder, steps=args.steps, lr=1e-2, seed=0),
