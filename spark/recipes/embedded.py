@@ -22,9 +22,8 @@ def embedded(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokeni
     """Return an engine that has a copy of `model`, or loads what `model` was loaded from."""
     if recipe.engine == "local":
         return LocalEngine(
-            copy.deepcopy(model),
+            _copied(model, getattr(torch, recipe.model.dtype)),
             num_blocks=recipe.kv_blocks,
-            dtype=getattr(torch, recipe.model.dtype),
             tokenizer=tokenizer,
         )
     path, tokens = resolve(recipe.model.path), recipe.kv_blocks * BLOCK
@@ -42,3 +41,12 @@ def embedded(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokeni
         block_size=VLLM_BLOCK,
         num_gpu_blocks_override=tokens // VLLM_BLOCK,
     )
+
+
+def _copied(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Return a copy of `model` with its weights in `dtype`."""
+    own = copy.deepcopy(model)
+    # not `to`: it would round the rotary frequencies, which stay float32 where a model is loaded
+    for weight in own.parameters():
+        weight.data = weight.data.to(dtype)
+    return own

@@ -147,6 +147,20 @@ def success(recipe: Recipe) -> list[bool]:
         return session.evaluate_games("L0")
 
 
+def test_the_local_engine_has_the_precision_of_the_recipe() -> None:
+    half = dataclasses.replace(micro().model, dtype="bfloat16")
+    recipe = micro(model=half)
+    model, tokenizer = load_policy(half)
+    with Session(recipe, model, tokenizer) as session:
+        session.publish(dict(model.state_dict()), 1)
+        (tree,) = session.rollout(session.source.tasks("L0", 1), recipe.rollout, seed=0)
+        assert {weight.dtype for weight in session.engine.model.parameters()} == {torch.bfloat16}
+        frequencies = [b for n, b in session.engine.model.named_buffers() if "inv_freq" in n]
+    assert frequencies and all(buffer.dtype == torch.float32 for buffer in frequencies)
+    assert tree.info["leaves"] and not tree.info["errors"]
+    assert model.dtype == torch.float32
+
+
 def test_a_system_prompt_opens_every_tree(tmp_path: Path) -> None:
     told = dataclasses.replace(micro().model, system="put mug in drawer")
     recipe = micro(model=told)
