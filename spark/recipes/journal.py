@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spark.core import Tree
-from spark.rollout.store import load_trees, save_tree
+from spark.rollout.store import append_line, load_trees, save_tree
 
 
 class Journal:
@@ -30,9 +30,8 @@ class Journal:
         save_tree(self.trees, tree)
 
     def add_metrics(self, **values: Any) -> None:
-        """Append one line of numbers."""
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(values) + "\n")
+        """Append one line of numbers, whole or not at all."""
+        append_line(self.metrics, values)
 
     def drop_after(self, arm: str, step: int) -> None:
         """Forget what `arm` did from `step` on (evaluations apart), and an incomplete last line."""
@@ -83,6 +82,16 @@ def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
     draft = path.with_suffix(".tmp")
     with path.open() as source, draft.open("w") as target:
         for line in source:
-            if line.endswith("\n") and wanted(json.loads(line)):
+            record = _whole(line)
+            if record is not None and wanted(record):
                 target.write(line)
     draft.replace(path)
+
+
+def _whole(line: str) -> dict[str, Any] | None:
+    """Return the object of `line`; None where it was cut off."""
+    try:
+        record: dict[str, Any] = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return record if line.endswith("\n") else None

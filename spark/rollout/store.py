@@ -22,18 +22,23 @@ def save_tree(path: Path | str, tree: Tree) -> None:
 
     An incomplete last line, left by a process that was killed, is cut off first.
     """
-    line = (json.dumps({"schema": SCHEMA, **asdict(tree)}) + "\n").encode()
     try:
-        # "a+b" reads anywhere and writes at the end
-        with Path(path).open("a+b", buffering=0) as file:
-            end = _end_of_last_line(file)
-            if file.seekable() and end < file.seek(0, os.SEEK_END):
-                file.truncate(end)
-            _write_whole(file, line, end)
+        append_line(path, {"schema": SCHEMA, **asdict(tree)})
     except OSError as error:
         raise StoreError(
             error.errno, f"could not write a tree ({error.strerror}); earlier trees are safe", path
         ) from error
+
+
+def append_line(path: Path | str, record: dict[str, Any]) -> None:
+    """Append `record` to the JSON Lines of `path` as `save_tree` does. Raises OSError."""
+    line = (json.dumps(record) + "\n").encode()
+    # "a+b" reads anywhere and writes at the end
+    with Path(path).open("a+b", buffering=0) as file:
+        end = _end_of_last_line(file)
+        if file.seekable() and end < file.seek(0, os.SEEK_END):
+            file.truncate(end)
+        _write_whole(file, line, end)
 
 
 def load_trees(path: Path | str) -> list[Tree]:

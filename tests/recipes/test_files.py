@@ -52,6 +52,25 @@ def test_journal_forgets_what_came_after_a_checkpoint(tmp_path: Path) -> None:
     assert kept == [("chain", 0), ("chain", 1), ("chain", 2), ("spark", 0)]
 
 
+def test_a_line_of_metrics_that_was_cut_off_does_not_spoil_the_next(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "run")
+    journal.add_metrics(arm="spark", step=0, phase="train")
+    with journal.metrics.open("a") as file:
+        file.write('{"arm": "spark", "step": 1, "phase": "eval')
+    journal.add_metrics(arm="spark", step=1, phase="evaluate")
+    lines = [json.loads(line) for line in journal.metrics.read_text().splitlines()]
+    assert [line["phase"] for line in lines] == ["train", "evaluate"]
+
+
+def test_a_spoilt_line_does_not_keep_a_run_from_going_on(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "run")
+    journal.metrics.write_text('{"arm": "spark", "st{"arm": "spark", "step": 1}\n')
+    journal.add_metrics(arm="chain", step=3, phase="train")
+    journal.drop_after("spark", 1)
+    (line,) = journal.metrics.read_text().splitlines()
+    assert json.loads(line)["arm"] == "chain"
+
+
 def test_a_damaged_state_is_named(tmp_path: Path) -> None:
     write_json(tmp_path / "state.json", {"a": 1})
     assert read_json(tmp_path / "state.json") == {"a": 1}
