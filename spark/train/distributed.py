@@ -76,6 +76,7 @@ class ShardedTrainer:
         self.optimizer = torch.optim.AdamW(
             trained, lr=args.learning_rate, weight_decay=args.weight_decay
         )
+        _begin(self.optimizer)
         self.state, self.control = TrainerState(), TrainerControl()
         self._batches, self._temperature = batches, temperature
         self._loss, self._logs = loss, logs
@@ -186,3 +187,17 @@ class ShardedTrainer:
             setattr(network, method.__name__, MethodType(method, network))
             register_fsdp_forward_method(network, method.__name__)
         return network
+
+
+def _begin(optimizer: torch.optim.AdamW) -> None:
+    """Give `optimizer` the state that its first step would.
+
+    Asked for the state of one that has none, torch takes a step, which counts ever after.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros(()),
+                "exp_avg": torch.zeros_like(parameter, requires_grad=False),
+                "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
+            }

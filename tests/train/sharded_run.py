@@ -1,4 +1,4 @@
-"""A run for torchrun: `sharded_run.py STEPS FOLDER [--load DIR]`; prints losses, saves its end."""
+"""A run for torchrun: `sharded_run.py STEPS FOLDER [--load DIR] ...`; prints losses, saves its end."""
 
 from __future__ import annotations
 
@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--load", type=Path)
     parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--save-first", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
     model: Any = tiny_model()
@@ -67,6 +68,8 @@ def main() -> None:
         logs=logs,
         on_step=tell,
     )
+    if args.save_first:
+        trainer.save(args.folder / "checkpoint-0")
     trainer.train(str(args.load) if args.load else None)
     trainer.save(args.folder / f"checkpoint-{args.steps}")
     state = full_state(model, trainer.weights)

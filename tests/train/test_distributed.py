@@ -57,6 +57,12 @@ def test_two_processes_train_adapters_like_one(tmp_path: Path) -> None:
     assert alone == close(sharded(2, 3, tmp_path / "both", "--lora"))
 
 
+@pytest.mark.slow
+def test_a_checkpoint_before_the_first_update_changes_nothing(tmp_path: Path) -> None:
+    plain = sharded(1, 2, tmp_path / "plain")
+    assert plain == sharded(1, 2, tmp_path / "saved", "--save-first")
+
+
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=20), st.integers(1, 4))
 def test_trees_are_shared_out_whole_and_evenly(sizes: list[int], ranks: int) -> None:
     trees = [Tree(task="t", seed=0, nodes=[Node(parent=None, tokens=[0] * size)]) for size in sizes]
