@@ -29,7 +29,7 @@ from spark.serve.openai import (
 from spark.serve.plan import Request as TreeRequest
 from spark.serve.plan import tokens_before
 from spark.serve.protocol import RequestError
-from spark.serve.trees import Trees
+from spark.serve.trees import FULL_RETRY_S, Trees
 
 Shape = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -204,6 +204,9 @@ def as_request_error(error: Exception) -> RequestError:
         return error
     if isinstance(error, ValueError):
         return RequestError(str(error))
+    if getattr(error, "status_code", None) == 503:
+        # an engine's own word for a queue that is full
+        return RequestError(f"the engine is full: {error}", status=503, retry_s=FULL_RETRY_S)
     what = str(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
     return RequestError(f"the engine failed: {what}", status=500)
 
