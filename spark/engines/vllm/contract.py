@@ -46,6 +46,7 @@ CONTRACT = (
     Uses(MANAGER, "KVCacheManager.create_kv_cache_blocks", ("blocks",), why="passes blocks on"),
     Uses(SINGLE, "SingleTypeKVCacheManager._apply_cow", why="copies the partial tail"),
     Uses(SINGLE, "SingleTypeKVCacheManager._has_partial_local_hit", why="takes a partial prefix"),
+    Uses(SINGLE, "FullAttentionManager", why="tells KV from a recurrent state"),
     Uses(POOL, "BlockPool.free_blocks", ("ordered_blocks",), why="ends a hold"),
     Uses("v1/core/sched/output.py", "SchedulerOutput", mentions=("kv_cache_block_copies",)),
     Uses(SCHEDULER, "Scheduler.add_request", ("request",), why="notes a branch"),

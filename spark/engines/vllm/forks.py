@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Literal
 
+from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.request import RequestStatus
 
 from spark.engines.vllm.branch import Branch, branch_of
@@ -169,9 +170,13 @@ class Forks:
         )
 
     def _single_manager(self) -> Any:
-        """Return the manager of the only KV cache group; None for hybrid models."""
+        """Return the manager of the only KV cache group; None where it is not full attention.
+
+        A recurrent state is that of the newest token: a fork behind it would share a later one.
+        """
         managers = self._manager.coordinator.single_type_managers
-        return managers[0] if len(managers) == 1 else None
+        full = len(managers) == 1 and isinstance(managers[0], FullAttentionManager)
+        return managers[0] if full else None
 
     def _allocate_slots(self, *args: Any, **kwargs: Any) -> Any:
         """Replace `KVCacheManager.allocate_slots`: live requests come before held parents."""

@@ -7,6 +7,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager, MambaManager
 from vllm.v1.request import RequestStatus
 
 from spark.engines.vllm.branch import Branch
@@ -28,9 +29,9 @@ def parent(status: RequestStatus) -> SimpleNamespace:
     )
 
 
-def forks(request: Any) -> Forks:
-    """Return the forks of a scheduler that has `request`, with one block."""
-    single = Mock(req_to_blocks={"r": [Mock()]})
+def forks(request: Any, kind: type = FullAttentionManager) -> Forks:
+    """Return the forks of a scheduler that has `request`, with one block of this `kind`."""
+    single = Mock(kind, req_to_blocks={"r": [Mock()]})
     manager = Mock()
     manager.coordinator.single_type_managers = [single]
     made = Forks(SimpleNamespace(kv_cache_manager=manager, requests={"r": request}), 60.0)
@@ -42,3 +43,7 @@ def forks(request: Any) -> Forks:
 def test_blocks_that_are_still_loaded_are_nobodys(status: RequestStatus) -> None:
     source = forks(parent(status))._find_source("p")
     assert (source is not None) == (status == RequestStatus.RUNNING)
+
+
+def test_recurrent_states_are_not_shared() -> None:
+    assert forks(parent(RequestStatus.RUNNING), MambaManager)._find_source("p") is None
