@@ -16,7 +16,7 @@ class Rows:
 
     Where a seed is given, the draw of a token depends on that seed and the token's position alone;
     a request without one gets a seed when it arrives, from a stream that all tensor-parallel ranks
-    share.
+    share, and no two data-parallel ones.
     """
 
     temperature: Tensor
@@ -32,7 +32,7 @@ class Rows:
     def __init__(self, runner: Any) -> None:
         """`runner`: vLLM's GPUModelRunner, or what derives from it."""
         self._runner = runner
-        self._stream = torch.Generator().manual_seed(runner.model_config.seed or 0)
+        self._stream = torch.Generator().manual_seed(stream_seed(runner))
         self._seeds: dict[str, int] = {}
         self._metadata: Any = None
 
@@ -73,6 +73,11 @@ class Rows:
 
     def _draw(self) -> int:
         return int(torch.randint(2**62, (), generator=self._stream))
+
+
+def stream_seed(runner: Any) -> int:
+    """Return what fixes the seeds of unseeded requests: another for every data-parallel rank."""
+    return (runner.model_config.seed or 0) + (runner.parallel_config.data_parallel_index << 32)
 
 
 def min_p_of(metadata: Any) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""What the sampler of model runner V2 reads of vLLM's states; the runner itself needs a GPU."""
+"""The parameters of a batch: what the samplers read of vLLM's states, of either model runner."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from spark.engines.vllm.bitmask import obey, pack
+from spark.engines.vllm.rows import stream_seed
 from spark.engines.vllm.states import chosen
 
 pytestmark = pytest.mark.vllm
@@ -36,3 +37,13 @@ def test_a_grammar_comes_before_min_p_in_its_rows_only() -> None:
     assert found[0].isneginf().tolist() == [bool(token % 2) for token in range(40)]
     assert torch.equal(found[1], logits[1])
     assert obey(logits, grammar, None) is logits
+
+
+def test_data_parallel_ranks_draw_from_streams_of_their_own() -> None:
+    def seed(rank: int, given: int | None) -> int:
+        ranks = SimpleNamespace(data_parallel_index=rank)
+        told = SimpleNamespace(seed=given)
+        return stream_seed(SimpleNamespace(model_config=told, parallel_config=ranks))
+
+    assert seed(0, 7) == 7 and seed(0, None) == 0
+    assert len({seed(rank, given) for rank in range(3) for given in (0, 1, 7)}) == 9
