@@ -12,6 +12,7 @@ from spark.engines.base import FinishReason, SamplingParams, TokenConstraint
 from spark.engines.sglang.fork import RELEASE
 from spark.seeds import derive_seed
 from spark.serve.backend import Delta, Fork, ForkPath, LeafRequest
+from spark.serve.protocol import RequestError
 from spark.serve.sglang.weights import Weights
 
 # fields of a request -> SGLang's sampling parameters
@@ -231,4 +232,6 @@ def _version(name: str) -> int:
 
 def _raise(reason: Mapping[str, Any]) -> None:
     message = str(reason.get("message") or "SGLang aborted the request")
+    if reason.get("status_code") == 503:
+        raise RequestError(message, status=503, retry_s=1)
     raise ValueError(message) if reason.get("status_code") == 400 else RuntimeError(message)

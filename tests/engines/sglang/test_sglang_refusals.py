@@ -10,6 +10,8 @@ import pytest
 from spark.engines.sglang import fork, versions
 from spark.engines.sglang.claims import Claims
 from spark.engines.sglang.member import Member
+from spark.serve.protocol import RequestError
+from spark.serve.sglang import backend
 
 pytestmark = pytest.mark.sglang
 
@@ -54,3 +56,9 @@ def test_running_parents_with_windows_are_not_published_by_old_releases(
     assert published == [4] * count
     with pytest.raises(ValueError, match="tokens differ"):
         claims.share(member, "child", [1, 2, 3, 5], parent)
+
+
+def test_a_full_queue_is_told_to_come_back() -> None:
+    with pytest.raises(RequestError, match="queue is full") as told:
+        backend._raise({"status_code": 503, "message": "The request queue is full."})
+    assert (told.value.status, told.value.retry_s) == (503, 1)
