@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from spark.engines.sglang import versions
@@ -32,7 +33,9 @@ def claims_of(scheduler: Any) -> Claims:
             "recurrent state: it cannot be forked, leave spark.tree out or serve another model"
         )
     if getattr(cache, "spark_claims", None) is None:
-        cache.spark_claims = Claims(cache, Pages(cache, scheduler.forward_stream_ctx))
+        # without overlap the forward passes run on the scheduler's own stream
+        stream = scheduler.forward_stream_ctx if scheduler.enable_overlap else nullcontext()
+        cache.spark_claims = Claims(cache, Pages(cache, stream))
     return cache.spark_claims
 
 
