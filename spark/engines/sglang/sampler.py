@@ -63,7 +63,9 @@ def make_sampler() -> Any:
             # a row without a valid token: its request is aborted where the scores arrive
             tokens = rows.scores.tokens.clamp(min=0)
             if return_logprob:
-                logprobs = torch.log_softmax(logits / sampling_info.temperatures, dim=-1)
+                if not original_logprobs():
+                    logits = logits / sampling_info.temperatures
+                logprobs = torch.log_softmax(logits, dim=-1)
                 self.output_logprob_processor.compute_logprobs(
                     logprobs, top_logprobs_nums, token_ids_logprobs, tokens
                 ).write_output_to(logits_output)
@@ -71,6 +73,13 @@ def make_sampler() -> Any:
             return tokens
 
     return SparkSampler()
+
+
+def original_logprobs() -> bool:
+    """Return whether SGLang was told to return log-probabilities at temperature 1."""
+    from sglang.srt.layers import sampler
+
+    return bool(sampler.SGLANG_RETURN_ORIGINAL_LOGPROB)
 
 
 def lacking(sampler: Any, logits: Tensor, info: Any, more: dict[str, Any]) -> str:
