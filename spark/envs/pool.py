@@ -230,8 +230,7 @@ class PooledEnv:
         losses = 0
         while True:
             try:
-                worker = self._find_worker()
-                return worker.call(verb, self._handle, *arguments, seconds=self._seconds(arguments))
+                return self._call(self._find_worker(), verb, *arguments)
             except WorkerGone:
                 continue
             except WorkerLost as error:
@@ -240,6 +239,16 @@ class PooledEnv:
                     raise EnvError(f"{self._place(arguments)}: its process ended twice") from error
             except EnvTimeout as error:
                 raise EnvTimeout(f"{self._place(arguments)}: {error}") from None
+
+    def _call(self, worker: Worker, verb: str, *arguments: Any) -> Any:
+        """Return the worker's answer to one request; it waits until others are answered."""
+        handle = self._handle
+        try:
+            return worker.call(verb, handle, *arguments, seconds=self._seconds(arguments))
+        finally:
+            if self._worker is not worker:
+                # closed while the request waited: what it has made since is nobody's
+                worker.forget(handle)
 
     def _find_worker(self) -> Worker:
         """Return the worker that holds this trajectory, rebuilding it where there is none."""

@@ -4,12 +4,13 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 from pickle import PicklingError
 
 import pytest
-from toy_envs import CorridorSource, Forgetful, SourceOf, Talkative
+from toy_envs import CorridorSource, Counted, Forgetful, SourceOf, Talkative
 
 from spark.envs.base import EnvError, EnvTimeout, RestoreError
 from spark.envs.conformance import conform
@@ -218,6 +219,34 @@ def test_a_fork_that_nobody_waits_for_is_closed(pool):
         env.close()
 
     asyncio.run(impatient())
+
+
+@pytest.mark.parametrize("wanted", ["reset", "restore"])
+def test_an_environment_closed_while_its_request_waits_is_not_left_open(wanted):
+    async def main(source):
+        busy, late = source.make(), source.make()
+        await busy.reset_async("corridor")
+        arguments = ["corridor"] if wanted == "reset" else [busy.snapshot()]
+        (worker,) = source._workers
+        # as if another trajectory's request were being answered
+        worker._lock.acquire()
+        asking = asyncio.create_task(getattr(late, f"{wanted}_async")(*arguments))
+        while late._worker is not worker:
+            await asyncio.sleep(0.01)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        threads = set(threading.enumerate())
+        late.close()
+        worker._lock.release()
+        while any(each.is_alive() for each in threads if "run" in each.name):
+            await asyncio.sleep(0.01)
+        return [(await busy.step_async("wait"))[0] for _ in range(2)], worker.live
+
+    with PooledSource(SourceOf(Counted), workers=1) as source:
+        texts, live = asyncio.run(main(source))
+    # what is closed is closed with the request after it
+    assert texts[1] == "1 open"
+    assert live == 1
 
 
 def test_a_source_that_does_not_pickle_says_so():

@@ -2,6 +2,7 @@
 
 import os
 import time
+from typing import ClassVar
 
 from spark.envs.replay import ReplayMixin
 
@@ -121,6 +122,26 @@ class Talkative(Corridor):
     def act(self, action):
         text, reward, terminated, truncated, info = super().act(action)
         return text, reward, terminated, truncated, info | {"why": lambda: action}
+
+
+class Counted(Corridor):
+    """Says how many of its kind are open in its process."""
+
+    OPEN: ClassVar[set] = set()
+
+    def begin(self, task, seed):
+        self.OPEN.add(self)
+        return super().begin(task, seed)
+
+    def act(self, action):
+        _, *rest = super().act(action)
+        return f"{len(self.OPEN)} open", *rest
+
+    def close(self):
+        self.OPEN.discard(self)
+
+    def fresh(self):
+        return Counted()
 
 
 class SourceOf(CorridorSource):
