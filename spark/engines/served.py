@@ -208,9 +208,9 @@ class ServedEngine:
 
     async def _again(self, held: Held) -> None:
         """Put `held`, whose tree the server has dropped, on a new one."""
-        lost, prefilled = held.known, self._counters["prefilled"]
+        lost = held.known
         fresh = await self._begin(held.tokens, held.sampled)
-        self._counters["prefilled"] = prefilled + len(held.tokens) - lost
+        self._counters["prefilled"] -= lost
         self._counters["recomputed"] += lost
         await self._leave(held.remote)
         held.remote, held.node, held.known = fresh.remote, fresh.node, fresh.known
