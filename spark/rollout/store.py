@@ -44,11 +44,11 @@ def append_line(path: Path | str, record: dict[str, Any]) -> None:
 def load_trees(path: Path | str) -> list[Tree]:
     """Return the trees of `path`. Raises ValueError naming the line it cannot read, and why."""
     trees = []
-    with Path(path).open(encoding="utf-8") as file:
+    with Path(path).open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                trees.append(_tree(line))
-            except ValueError as error:
+                trees.append(_tree(line.decode()))
+            except (AttributeError, TypeError, ValueError) as error:
                 raise ValueError(f"{path}, line {number}: {error}") from error
     return trees
 
@@ -101,6 +101,8 @@ def _node(index: int, record: dict[str, Any]) -> Node:
     lengths = {len(x) for x in (node.tokens, node.sampled, node.logprobs, node.entropies)}
     if len(lengths | {len(node.log_kept_mass)}) != 1:
         raise ValueError(f"node {index}: the per-token lists differ in length")
+    if (node.parent is None) != (index == 0):
+        raise ValueError(f"node {index}: its parent is {node.parent}; the prompt alone has none")
     if node.parent is not None and not 0 <= node.parent < index:
         raise ValueError(f"node {index}: its parent {node.parent} does not precede it")
     return node

@@ -95,6 +95,12 @@ def test_lines_name_their_schema(path: Path) -> None:
         (lambda line: line.replace('"done"', '"ended"'), "line 2: .*node: done, ended"),
         (lambda line: line.replace('"tokens": []', '"tokens": [4]'), "line 2: node 0: .*length"),
         (lambda line: line.replace('"parent": 0', '"parent": 1'), "line 2: node 1: its parent 1"),
+        (lambda line: line.replace('"parent": 0', '"parent": null'), "line 2: node 1: .*None"),
+        (lambda line: line.replace('"parent": null', '"parent": 0'), "line 2: node 0: its parent"),
+        (lambda line: line.replace('"parent": 0', '"parent": "0"'), "line 2: "),
+        (lambda line: line.replace('"allowed": {}', '"allowed": []'), "line 2: "),
+        (lambda line: line.replace('"tokens": []', '"tokens": null'), "line 2: "),
+        (lambda line: json.dumps(json.loads(line) | {"nodes": 5}) + "\n", "line 2: "),
     ],
 )
 def test_damaged_files_are_named(path: Path, damage: Callable[[str], str], reason: str) -> None:
@@ -103,6 +109,12 @@ def test_damaged_files_are_named(path: Path, damage: Callable[[str], str], reaso
     with pytest.raises(ValueError, match=reason) as error:
         load_trees(path)
     assert str(path) in str(error.value)
+
+
+def test_bytes_that_are_no_text_are_named(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\xff\xfe\n")
+    with pytest.raises(ValueError, match="line 2: .*utf-8"):
+        load_trees(path)
 
 
 def test_an_incomplete_last_line_is_cut_off_by_the_next_tree(path: Path) -> None:
