@@ -158,6 +158,9 @@ class ColdStartConfig:
     """Positions of the model, in tokens."""
     fit: SftConfig = field(default_factory=SftConfig)
 
+    def __post_init__(self) -> None:
+        at_least(self, episodes=1, max_steps=1)
+
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Recipe:

@@ -35,3 +35,8 @@ class SftConfig:
     """Learning rate of AdamW on the rest."""
     bf16: bool | None = None
     """Compute in bfloat16, weights stay float32; None = where there is a GPU."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_tokens"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name}={value} must be >= 1")

@@ -39,7 +39,11 @@ def fit(
         seed: seed of the shuffling.
         folder: where the trainer may write.
         on_step: called with the number and the loss of every step.
+
+    Raises ValueError when there are no demonstrations.
     """
+    if not demonstrations:
+        raise ValueError("no demonstrations: there is nothing to imitate")
     rows = _endless(demonstrations, config.batch_tokens, seed)
 
     def likelihood(example: dict[str, Any]) -> Loss:

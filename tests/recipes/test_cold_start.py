@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 
 from spark.recipes import RECIPES
 from spark.recipes.config import ColdStartConfig, ModelConfig
@@ -14,6 +15,7 @@ from spark.recipes.policy import load_policy
 from spark.recipes.tokenizer import train_tokenizer
 from spark.rollout.chat import Chat, command_of
 from spark.train.config import SftConfig
+from spark.train.sft import fit
 
 pytest.importorskip("alfworld")
 
@@ -63,6 +65,17 @@ def test_demonstration_weighs_decisions_observations_and_refused_commands(chat: 
     # the whole is one append-only stream, as a rollout would have produced it
     assert [node.parent for node in tree.nodes] == [None, 0, 1, 2, 3, 4, 5]
     assert texts[0] == chat.decode(chat.prompt(STEPS[0].observation))
+
+
+def test_a_cold_start_from_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="episodes=0 must be >= 1"):
+        ColdStartConfig(episodes=0)
+    with pytest.raises(ValueError, match="max_steps=0 must be >= 1"):
+        ColdStartConfig(max_steps=0)
+    with pytest.raises(ValueError, match="steps=0 must be >= 1"):
+        SftConfig(steps=0)
+    with pytest.raises(ValueError, match="no demonstrations"):
+        fit(torch.nn.Linear(1, 1), [], SftConfig(steps=1), seed=0, folder=tmp_path)
 
 
 def test_small_cold_start_repeats_and_acts(tmp_path: Path) -> None:
