@@ -47,7 +47,11 @@ class VLLMBackend:
         self.aliases: tuple[str, ...] = ()
         """Set by the server."""
         self.shapes = Shapes(config.model_config.hf_config)
-        self._ranks = config.parallel_config.data_parallel_size
+        ranks = config.parallel_config
+        # of a balancer outside, only the ranks of this server
+        self._ranks = (
+            ranks.data_parallel_size_local if ranks.local_engines_only else ranks.data_parallel_size
+        )
         self._text = TokenBytes(tokenizer)
         self._counts: Counter[str] = Counter()
         self._trees: dict[str, int] = {}
