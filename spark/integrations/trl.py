@@ -110,6 +110,9 @@ class SparkRolloutWorker:
                 tasks = [self.tasks[group % len(self.tasks)] for group in groups]
                 seed = derive_seed("trl", self.seed, first)
                 trees = await rollout(tasks, engine=engine, seed=seed, **common)
+                if self._stop.is_set():
+                    # where no tree teaches anything, nothing below would ask
+                    return
                 for group, tree in zip(groups, trees, strict=True):
                     for sample in node_samples(tree, self.credit_config, group, version):
                         while self.rollout_buffer.full() and not self._stop.is_set():
