@@ -51,7 +51,9 @@ class Player:
         sample = await self.engine.sample(t.seq, self._params(t, watch))
         t.add_sampled(sample)
         self.record.account.generated += len(sample.tokens)
-        self.record.weight_version = sample.weight_version
+        if sample.tokens:
+            # a full context may be known without asking the model, whose weights it does not tell
+            self.record.weight_version = sample.weight_version
         return sample
 
     def _params(self, t: Trajectory, watch: Watch | None) -> SamplingParams:
