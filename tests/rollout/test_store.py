@@ -113,7 +113,7 @@ def test_damaged_files_are_named(path: Path, damage: Callable[[str], str], reaso
 
 def test_bytes_that_are_no_text_are_named(path: Path) -> None:
     path.write_bytes(path.read_bytes() + b"\xff\xfe\n")
-    with pytest.raises(ValueError, match="line 2: .*utf-8"):
+    with pytest.raises(ValueError, match=r"line 2: .*utf-8"):
         load_trees(path)
 
 

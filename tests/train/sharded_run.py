@@ -1,4 +1,4 @@
-"""A run for torchrun: `sharded_run.py STEPS FOLDER [--load DIR] ...`; prints losses, saves its end."""
+"""A run for torchrun: `sharded_run.py STEPS FOLDER [--load DIR]`; prints losses, saves its end."""
 
 from __future__ import annotations
 
