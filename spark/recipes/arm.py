@@ -22,7 +22,7 @@ from spark.recipes.journal import Journal
 from spark.recipes.policy import full_state, load_policy, with_lora
 from spark.recipes.session import Session
 from spark.seeds import derive_seed
-from spark.train.credit import credit, teaches
+from spark.train.credit import CreditConfig, credit, teaches
 from spark.train.loss import policy_logs, policy_loss
 from spark.train.pack import Row
 from spark.train.replay import Replay
@@ -168,7 +168,8 @@ class ArmRun:
         self.account.recomputed_tokens += after["recomputed"] - before["recomputed"]
         for tree in trees:
             self.account.add(tree)
-            tree.info |= {"arm": self.arm, "step": self.step, "credit": asdict(train.credit)}
+        for tree in trees:
+            tree.info |= {"arm": self.arm, "step": self.step, "credit": asdict(self._credit())}
             self._journal.add_tree(tree)
         self.tokens_per_s = sum(tree.info["generated"] for tree in trees) / seconds
         self._journal.add_metrics(
@@ -184,14 +185,18 @@ class ArmRun:
         )
         return trees
 
+    def _credit(self) -> CreditConfig:
+        """Return how trees are judged now: the bonus for novelty fades as imitation begins."""
+        train = self.recipe.train
+        share = train.replay.imitation(self.spent) if train.replay.size else 0.0
+        return replace(train.credit, novelty_bonus=train.credit.novelty_bonus * (1 - share))
+
     def _prepare(self, trees: list[Tree]) -> list[list[dict[str, Any]]]:
         """Return the rows of every minibatch with what the loss needs besides them.
 
         A tree whose leaves all earned the same teaches nothing and is left out.
         """
-        train = self.recipe.train
-        bonus = train.credit.novelty_bonus * (1 - train.replay.imitation(self.spent))
-        config = replace(train.credit, novelty_bonus=bonus) if train.replay.size else train.credit
+        train, config = self.recipe.train, self._credit()
         graded = [(tree, credit(tree, config)) for tree in trees]
         fresh = [(tree, terms) for tree, terms in graded if teaches(terms)]
         seed = derive_seed("replay", self.recipe.seed, self.step)

@@ -12,10 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load
 
+from spark.core import Tree
 from spark.recipes import METHODS, RECIPES
 from spark.recipes.config import Recipe
 from spark.recipes.run import train
 from spark.rollout.store import load_trees
+from spark.train.credit import CreditConfig, Term, credit
 
 BASE = RECIPES["first_light_smoke"]()
 
@@ -83,13 +85,24 @@ OTHERS = tuple(name for name in METHODS if name not in ("spark", *FAST))
 
 
 @pytest.mark.parametrize("arms", [FAST, pytest.param(OTHERS, marks=pytest.mark.slow)])
-def test_methods_train(arms: tuple[str, ...], tmp_path: Path) -> None:
+def test_methods_train(
+    arms: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[dict[str, Any]] = []
+
+    def noted(tree: Tree, config: CreditConfig) -> list[list[Term]]:
+        judged.append(dataclasses.asdict(config))
+        return credit(tree, config)
+
+    monkeypatch.setattr("spark.recipes.arm.credit", noted)
     summary = train(micro(*arms), tmp_path / "run")
     assert tuple(summary["arms"]) == arms
-    for tree in load_trees(tmp_path / "run/trees.jsonl"):
+    for tree, config in zip(load_trees(tmp_path / "run/trees.jsonl"), judged, strict=True):
         plan, own = tree.info["config"], METHODS[tree.info["arm"]](BASE)
         assert (plan["rule"], plan["planner"]) == (own.rollout.rule, own.rollout.planner)
-        assert tree.info["credit"] == dataclasses.asdict(own.train.credit)
+        assert tree.info["credit"] == config
+        faded = {"novelty_bonus": config["novelty_bonus"]} if own.train.replay.size else {}
+        assert config == dataclasses.asdict(own.train.credit) | faded
         assert len(tree.leaves()) <= own.rollout.leaves
     grown = {t.info["arm"] for t in load_trees(tmp_path / "run/trees.jsonl") if t.info["forks"]}
     assert {"tree_grpo", "treepo", "at2po", "arpo", "fixed"} & set(arms) <= grown
