@@ -290,6 +290,9 @@ def bad_requests(subject: Subject, tree: str) -> list[tuple[dict[str, Any], str 
     spark = {"policy": "spark"}
     return [
         ({"branching": new | {"policy": "sprak"}}, "branching.policy", 400),
+        # a client names a rule, it does not import one
+        ({"branching": {"policy": "this:x"}}, "branching.policy", 400),
+        ({"branching": {"policy": "spark.branching.rules:EntropyRule"}}, "branching.policy", 400),
         ({"branching": {"policy": "random"}}, "branching.policy", 400),
         ({"branching": new | {"policy": 3}}, "branching.policy", 400),
         ({"branching": new | {"width": 1}}, "branching.width", 400),
