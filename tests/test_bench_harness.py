@@ -147,12 +147,14 @@ def fall(name: str, *_: object) -> None:
     time.sleep(600)
 
 
-@pytest.mark.parametrize(("name", "why"), [("dies", "its process died"), ("hangs", "after 20 s")])
+@pytest.mark.parametrize(
+    ("name", "seconds", "why"), [("dies", 300, "its process died"), ("hangs", 1, "after 1 s")]
+)
 def test_a_module_that_falls_is_a_missed_target(
-    name: str, why: str, monkeypatch: pytest.MonkeyPatch
+    name: str, seconds: float, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu, "measure", fall)
-    ((case,),) = gpu.apart(name, 20, CPU)
+    ((case,),) = gpu.apart(name, seconds, CPU)
     assert case.met is False and why in case.case["failed"]
 
 

@@ -1,7 +1,8 @@
 """Trees over long prefixes with forks and as chains, on a model of Qwen2.5-0.5B's shape.
 
-In bfloat16, as models are served: the ways batch differently, so that a draw near the edge between
-two tokens may come out differently. All decisions are equally long, and how many differ is told.
+First small trees in float32, whose tokens must be the same in all ways. Those that are timed are in
+bfloat16, as models are served: the ways batch differently, so that a draw near the edge between two
+tokens may come out differently. All decisions are equally long, and how many differ is told.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ def measurements(device: torch.device, quick: bool) -> list[Measurement]:
 
 def trees(prefix: int, device: torch.device, quick: bool) -> list[Case]:
     """Regenerate two trees at once."""
+    regenerate("trunk", 256, 8, 2, 1, random_model("tiny", device).float())
     model = random_model("tiny" if quick else "Qwen2.5-0.5B", device)
     cases = regenerate("trunk", prefix, 8, 2, 1 if quick else 2, model, exact=False)
     for case in cases:

@@ -52,12 +52,10 @@ inline SparkKvFork kv_fork_arguments(const std::vector<torch::stable::Tensor>& b
   const int32_t dtype = shim_dtype(first);
   pointers.reserve(buffers.size());
   for (const torch::stable::Tensor& buffer : buffers) {
-    const bool here =
-        buffer.is_cpu() == first.is_cpu() && buffer.get_device_index() == first.get_device_index();
     // torch 2.11 has no == of sizes
     const bool same = buffer.sizes().equals(shape) && shim_dtype(buffer) == dtype;
-    STD_TORCH_CHECK(here && same && buffer.is_contiguous(),
-                    "kv_fork: buffers must be contiguous, of one shape and dtype, on one device");
+    STD_TORCH_CHECK(same && buffer.is_contiguous(),
+                    "kv_fork: buffers must be contiguous, of one shape and dtype");
     pointers.push_back(buffer.data_ptr());
   }
   SparkKvFork args{};

@@ -36,6 +36,11 @@ Tensor addresses(const std::vector<void*>& pointers, const Tensor& buffer, void*
 void kv_fork(const std::vector<Tensor>& buffers, const Tensor& pairs, bool nhd) {
   std::vector<void*> pointers;
   SparkKvFork args = kv_fork_arguments(buffers, pairs, nhd, pointers);
+  // one launch moves them all; on the CPU the dispatcher has seen to it
+  for (const Tensor& buffer : buffers) {
+    STD_TORCH_CHECK(buffer.is_cuda() && buffer.get_device_index() == buffers[0].get_device_index(),
+                    "kv_fork: buffers must be on one device");
+  }
   const torch::stable::accelerator::DeviceGuard guard(buffers[0].get_device_index());
   void* const stream = current_stream(buffers[0]);
   const Tensor table = addresses(pointers, buffers[0], stream);

@@ -168,8 +168,9 @@ class ArmRun:
         self.account.recomputed_tokens += after["recomputed"] - before["recomputed"]
         for tree in trees:
             self.account.add(tree)
+        noted = {"arm": self.arm, "step": self.step, "credit": asdict(self._credit())}
         for tree in trees:
-            tree.info |= {"arm": self.arm, "step": self.step, "credit": asdict(self._credit())}
+            tree.info |= noted
             self._journal.add_tree(tree)
         self.tokens_per_s = sum(tree.info["generated"] for tree in trees) / seconds
         self._journal.add_metrics(
@@ -186,7 +187,7 @@ class ArmRun:
         return trees
 
     def _credit(self) -> CreditConfig:
-        """Return how trees are judged now: the bonus for novelty fades as imitation begins."""
+        """Return how trees are judged: the bonus for novelty fades with what trees have cost."""
         train = self.recipe.train
         share = train.replay.imitation(self.spent) if train.replay.size else 0.0
         return replace(train.credit, novelty_bonus=train.credit.novelty_bonus * (1 - share))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from spark.engines import ENGINES
 from spark.envs.alfworld.scenes import Scenes
@@ -14,16 +14,9 @@ from spark.envs.textworld import TextWorldOptions
 from spark.envs.webshop import WebShopOptions
 from spark.recipes import METHODS
 from spark.rollout.config import RolloutConfig
-from spark.train.config import LossConfig, SftConfig
+from spark.train.config import LossConfig, SftConfig, at_least
 from spark.train.credit import CreditConfig
 from spark.train.replay import ReplayConfig
-
-
-def at_least(config: Any, **least: int) -> None:
-    """Raise ValueError for a field of `config` below its bound."""
-    for name, bound in least.items():
-        if not (value := getattr(config, name)) >= bound:
-            raise ValueError(f"{name}={value} must be >= {bound}")
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator
@@ -204,24 +205,23 @@ def options_of(body: Body, backend: Backend) -> dict[str, Any]:
             )
     checked = parsed(EngineOptions, options).model_dump(exclude_unset=True)
     for name in ("allowed_token_ids", "logit_bias"):
-        for token in checked.get(name, ()):
-            if not str(token).isdecimal() or int(token) >= backend.vocab_size:
-                raise RequestError(
-                    f"{name} has {token!r}, no token id in [0, {backend.vocab_size})", param=name
-                )
+        _check_tokens(name, checked.get(name, ()), backend)
     if isinstance(schema := checked.get("json_schema"), dict):
         checked["json_schema"] = json.dumps(schema)
     return checked
 
 
-def _stop_ids(body: Body, backend: Backend) -> tuple[int, ...]:
-    """Return what ends a leaf. Raises RequestError for a token outside the vocabulary."""
-    for token in body.stop_token_ids or ():
-        if not 0 <= token < backend.vocab_size:
+def _check_tokens(name: str, tokens: Iterable[int | str], backend: Backend) -> None:
+    """Raise RequestError for an id outside the vocabulary; keys of JSON objects are strings."""
+    for token in tokens:
+        if not str(token).isdecimal() or int(token) >= backend.vocab_size:
             raise RequestError(
-                f"stop_token_ids has {token}, no token id in [0, {backend.vocab_size})",
-                param="stop_token_ids",
+                f"{name} has {token!r}, no token id in [0, {backend.vocab_size})", param=name
             )
+
+
+def _stop_ids(body: Body, backend: Backend) -> tuple[int, ...]:
+    _check_tokens("stop_token_ids", body.stop_token_ids or (), backend)
     ends = () if body.ignore_eos else backend.eos_token_ids
     return (*(body.stop_token_ids or ()), *ends)
 

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+
+def at_least(config: Any, **least: int) -> None:
+    """Raise ValueError for a field of `config` below its bound."""
+    for name, bound in least.items():
+        if not (value := getattr(config, name)) >= bound:
+            raise ValueError(f"{name}={value} must be >= {bound}")
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -37,6 +45,4 @@ class SftConfig:
     """Compute in bfloat16, weights stay float32; None = where there is a GPU."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_tokens"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name}={value} must be >= 1")
+        at_least(self, steps=1, batch_tokens=1)

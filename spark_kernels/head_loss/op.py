@@ -70,6 +70,7 @@ def head_loss(
 
     Raises:
         ValueError: shapes or values do not fit; the message names the argument.
+        RuntimeError: in a second backward of one result.
     """
     _check(hidden, weight, rows, tokens, temperature, softcap, allowed, chunk)
     device = hidden.device.type

@@ -27,12 +27,12 @@ def claims_of(scheduler: Any) -> Claims:
     Raises ValueError for a model whose state cannot be shared at any token.
     """
     cache = scheduler.tree_cache
-    if cache.supports_mamba():
-        raise ValueError(
-            f"spark.tree does not go with {scheduler.server_args.model_path!r}, which keeps a "
-            "recurrent state: it cannot be forked, leave spark.tree out or serve another model"
-        )
     if getattr(cache, "spark_claims", None) is None:
+        if cache.supports_mamba():
+            raise ValueError(
+                f"spark.tree does not go with {scheduler.server_args.model_path!r}, which keeps a "
+                "recurrent state: it cannot be forked, leave spark.tree out or serve another model"
+            )
         # without overlap the forward passes run on the scheduler's own stream
         stream = scheduler.forward_stream_ctx if scheduler.enable_overlap else nullcontext()
         cache.spark_claims = Claims(cache, Pages(cache, stream))

@@ -14,6 +14,7 @@ from spark.seeds import derive_seed
 from spark.serve.backend import Delta, Fork, ForkPath, LeafRequest
 from spark.serve.protocol import RequestError
 from spark.serve.sglang.weights import Weights
+from spark.serve.trees import FULL_RETRY_S
 
 # fields of a request -> SGLang's sampling parameters
 OPTIONS = {
@@ -233,5 +234,5 @@ def _version(name: str) -> int:
 def _raise(reason: Mapping[str, Any]) -> None:
     message = str(reason.get("message") or "SGLang aborted the request")
     if reason.get("status_code") == 503:
-        raise RequestError(message, status=503, retry_s=1)
+        raise RequestError(message, status=503, retry_s=FULL_RETRY_S)
     raise ValueError(message) if reason.get("status_code") == 400 else RuntimeError(message)
