@@ -1,46 +1,35 @@
-"""The CUDA kernels as cubins for each architecture; needs nvcc, neither GPU nor a CUDA torch."""
+"""The CUDA kernels as cubins, taken from the built library; needs neither GPU nor a CUDA torch."""
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tools.resources import ARCHITECTURES, Cubin
+from spark_kernels._load import LIB
+from tools.resources import Cubin, cuobjdump
 
-ROOT = Path(__file__).resolve().parents[1]
-# CMakeLists.txt compiles with the same
-FLAGS = ("-std=c++20", "-O3", "-I", str(ROOT / "csrc/include"), "--fmad=false")
+LIBRARY = LIB / "libspark_ops_cuda.so"
 
 
 def missing() -> str:
-    """Return why nothing can be compiled here, or ""."""
-    return "" if shutil.which("nvcc") else "the CUDA kernels: nvcc is not installed"
+    """Return why there is nothing to take, or ""."""
+    return "" if LIBRARY.exists() else f"the CUDA kernels: {LIBRARY.name} is not built (no nvcc)"
 
 
 def compiler() -> str:
-    """Return the version of nvcc, such as "nvcc 13.0.88"."""
-    said = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
-    return f"nvcc {re.search(r'V([0-9.]+)', said)[1]}"
-
-
-def compile_one(source: Path, arch: str, folder: Path) -> Cubin:
-    """Compile one source; raise CalledProcessError with nvcc's words in `stderr`."""
-    cubin = Cubin(source.stem, f"sm_{arch}", folder / f"{source.stem}_{arch}.cubin")
-    target = f"-gencode=arch=compute_{arch},code=sm_{arch}"
-    command = ["nvcc", *FLAGS, target, "-cubin", "-o", str(cubin.path), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{source.name} for sm_{arch}:\n{done.stderr}")
-    return cubin
+    """Return the version of nvcc that the library notes, such as "nvcc 13.0.88"."""
+    noted = re.search(rb"Cuda compilation tools, release [\d.]+, V([\d.]+)", LIBRARY.read_bytes())
+    assert noted, LIBRARY
+    return f"nvcc {noted[1].decode()}"
 
 
 def cubins(folder: Path) -> Iterator[Cubin]:
-    """Yield every CUDA source compiled for every architecture."""
-    jobs = [(s, a, folder) for s in sorted((ROOT / "csrc").rglob("*.cu")) for a in ARCHITECTURES]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from pool.map(lambda job: compile_one(*job), jobs)
+    """Yield every CUDA source compiled for every architecture, written into `folder`."""
+    command = [cuobjdump(), "--extract-elf", "all", str(LIBRARY)]
+    subprocess.run(command, cwd=folder, capture_output=True, check=True)
+    # SOURCE.ARCH.cubin
+    for path in sorted(folder.glob("*.sm_*.cubin")):
+        source, arch, _ = path.name.split(".")
+        yield Cubin(source, arch, path)

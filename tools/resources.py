@@ -1,9 +1,9 @@
-"""What every GPU kernel takes of the hardware, compiled here, against the committed table.
+"""What every GPU kernel takes of the hardware, as built here, against the committed table.
 
     python -m tools.resources [--write]
 
-Needs nvcc for the CUDA kernels, Triton for the Triton kernels and for cuobjdump; no GPU. What is
-missing on this machine is left out, and said.
+Needs a default build with nvcc for the CUDA kernels, Triton for the Triton kernels and for
+cuobjdump; no GPU. What is missing on this machine is left out, and said.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def rows_of(cubin: Cubin) -> Iterator[Row]:
 
 
 def collect(folder: Path) -> tuple[dict[str, list[Row]], dict[str, str], list[str]]:
-    """Compile everything: (collector -> rows, collector -> compiler, what is missing and why)."""
+    """Gather everything: (collector -> rows, collector -> compiler, what is missing and why)."""
     rows: dict[str, list[Row]] = {}
     compilers: dict[str, str] = {}
     missing = [] if cuobjdump() else ["cuobjdump: neither the CUDA toolkit nor Triton brings it"]
@@ -184,7 +184,7 @@ def main() -> int:
     wrong = differences(rows, compilers)
     for line in wrong:
         print(line)
-    print(f"{sum(map(len, rows.values()))} kernels compiled, {len(wrong)} differences")
+    print(f"{sum(map(len, rows.values()))} kernels, {len(wrong)} differences")
     return bool(wrong)
 
 
