@@ -39,6 +39,10 @@ def refuse(config: Any) -> None:
             "--enable-trace-replay: leave it out, the scores are those of drawn tokens",
         ),
         (
+            getattr(model, "return_sampling_mask", False),
+            "--return-sampling-mask: leave it out, those of shared tokens are not known",
+        ),
+        (
             getattr(config, "watermark_config", None) is not None,
             "a watermark: leave --watermark-config out",
         ),

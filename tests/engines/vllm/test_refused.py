@@ -46,6 +46,7 @@ def test_a_usual_config_is_taken() -> None:
         ("parallel_config.enable_batch_sharded_sampling", True, "--enable-batch-sharded-sampling"),
         ("model_config.disable_cascade_attn", False, "cascade attention: leave --no-disable"),
         ("model_config.enable_trace_replay", True, "--enable-trace-replay: leave it out"),
+        ("model_config.return_sampling_mask", True, "--return-sampling-mask: leave it out"),
         ("watermark_config", object(), "a watermark: leave --watermark-config out"),
     ],
 )
