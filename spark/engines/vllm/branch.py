@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -57,8 +56,17 @@ def branch_of(params: Any) -> Branch | None:
         raise ValueError(f"extra_args[{KEY!r}]={told!r}: {error}") from None
 
 
-def check(branch: Branch, tokens: Sequence[int], params: Any) -> None:
-    """Raise ValueError unless `branch` fits a request of these prompt tokens."""
+def check(branch: Branch, request: Any) -> None:
+    """Raise ValueError unless `branch` fits vLLM's EngineCoreRequest."""
+    params, tokens = request.sampling_params, request.prompt_token_ids
+    if request.mm_features or request.prompt_embeds is not None:
+        for name in ("name", "parent", "prompt_length"):
+            if (value := getattr(branch, name)) is not None:
+                raise ValueError(
+                    f"{name}={value!r}: forks go by token ids, which say nothing of images, audio "
+                    "or prompt_embeds: leave these or it out"
+                )
+        return
     for name in ("fork_at", "prompt_length"):
         value = getattr(branch, name)
         given = branch.parent is not None if name == "fork_at" else value is not None

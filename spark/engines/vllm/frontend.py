@@ -27,7 +27,7 @@ def check_requests() -> None:
                 raise ValueError(
                     "the request branches but this engine does not: start it with --branching spark"
                 )
-            check(branch, request.prompt_token_ids, request.sampling_params)
+            check(branch, request)
         return request
 
 

@@ -10,7 +10,7 @@ import pytest
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager, MambaManager
 from vllm.v1.request import RequestStatus
 
-from spark.engines.vllm.branch import Branch
+from spark.engines.vllm.branch import Branch, check
 from spark.engines.vllm.forks import Forks
 
 pytestmark = pytest.mark.vllm
@@ -47,3 +47,14 @@ def test_blocks_that_are_still_loaded_are_nobodys(status: RequestStatus) -> None
 
 def test_recurrent_states_are_not_shared() -> None:
     assert forks(parent(RequestStatus.RUNNING), MambaManager)._find_source("p") is None
+
+
+@pytest.mark.parametrize("wrong", [{"mm_features": [Mock()]}, {"prompt_embeds": Mock()}])
+def test_prompts_that_token_ids_do_not_tell_are_refused(wrong: dict) -> None:
+    """Two images have the same placeholders: a child would see its parent's."""
+    usual = {"prompt_token_ids": [1, 2], "mm_features": None, "prompt_embeds": None}
+    request = SimpleNamespace(sampling_params=SimpleNamespace(n=1), **usual | wrong)
+    check(Branch(), request)
+    for branch in (Branch(name="p"), Branch(parent="p", fork_at=2), Branch(prompt_length=1)):
+        with pytest.raises(ValueError, match="forks go by token ids, which say nothing"):
+            check(branch, request)
