@@ -38,9 +38,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return functools.cache(lambda family: save(family, root / family))
 
 
-@pytest.fixture(scope="module")
-def engines(models: Any) -> Iterator[Any]:
-    """Return a maker of in-process engines; equal settings give the same engine."""
+@pytest.fixture(scope="session")
+def engines(models: Any) -> Any:
+    """Return a maker of in-process engines; equal settings give the same engine.
+
+    They end with the process: to close one takes longer than to start it.
+    """
     from harness import Harness
 
     made: dict[tuple, Harness] = {}
@@ -52,9 +55,7 @@ def engines(models: Any) -> Iterator[Any]:
         return made[key]
 
     make.made = made
-    yield make
-    for harness in made.values():
-        harness.close()
+    return make
 
 
 @pytest.fixture(scope="session")
