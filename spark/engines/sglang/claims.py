@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -131,6 +131,15 @@ class Claims:
             req.spark_tail = None
             if not tail.attached:
                 self._pages.free(tail)
+
+    def forsake(self, queued: Iterable[Any]) -> None:
+        """Free the pages of children that were aborted before their prefill: not among `queued`."""
+        waiting = [(claim, rid) for claim in self._trees.values() for rid in claim.waiting]
+        if waiting:
+            alive = {req.rid for req in queued}
+            for claim, rid in waiting:
+                if rid not in alive:
+                    self._pages.free(claim.waiting.pop(rid))
 
     def release(self, tree: str) -> None:
         """Drop all that `tree` claims, and forget it."""

@@ -199,9 +199,11 @@ def on_decode_memory(original: Callable[..., bool], batch: Any, *args: Any, **kw
 
 
 def on_prefill(original: Callable[..., Any], scheduler: Any, running_batch: Any) -> Any:
-    """Where nothing runs and nothing fits, old claims yield."""
-    plan = original(scheduler, running_batch)
+    """What was aborted in the queue goes; where nothing runs and nothing fits, old claims yield."""
     claims = getattr(scheduler.tree_cache, "spark_claims", None)
+    if claims is not None:
+        claims.forsake((*scheduler.waiting_queue, *scheduler.grammar_manager.grammar_queue))
+    plan = original(scheduler, running_batch)
     while (
         plan.batch_to_run is None
         and claims is not None
