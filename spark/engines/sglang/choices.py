@@ -59,8 +59,15 @@ def make_grammar(wire: Mapping[str, Any], tokenizer: Any, vocab_size: int) -> An
             return torch.full((batch_size, -(-vocab_size // 32)), -1, dtype=torch.int32)
 
         def fill_vocab_mask(self, vocab_mask: Tensor, idx: int) -> None:
-            if self._cursor:
-                vocab_mask[idx] = bits(self._cursor, vocab_mask.shape[1]).to(vocab_mask.device)
+            if not self._cursor:
+                return
+            forbids = vocab_mask.dtype == torch.bool
+            width = vocab_mask.shape[1] * (1 if forbids else 32)
+            allowed = torch.zeros(1, width, dtype=torch.bool)
+            allowed[0, list(self._cursor)] = True
+            # beside outlines the mask is its own
+            row = ~allowed if forbids else pack(allowed)
+            vocab_mask[idx] = row[0].to(vocab_mask.device)
 
         @staticmethod
         def reset_vocab_mask(vocab_mask: Tensor) -> None:
@@ -90,12 +97,11 @@ def make_trie(sequences: Sequence[Sequence[int]]) -> Trie:
     return trie
 
 
-def bits(ids: Sequence[int] | Trie, words: int) -> Tensor:
-    """Return int32 [words] with the bits of `ids` set."""
-    mask = torch.zeros(words * 32, dtype=torch.int64)
-    mask[list(ids)] = 1
-    packed = (mask.view(words, 32) << torch.arange(32)).sum(1)
-    return torch.where(packed >= 2**31, packed - 2**32, packed).to(torch.int32)
+def pack(allowed: Tensor) -> Tensor:
+    """Return bool [B, V] as int32 [B, ceil(V / 32)]: bit v % 32 of word v // 32."""
+    bits = torch.nn.functional.pad(allowed, (0, -allowed.shape[1] % 32)).view(len(allowed), -1, 32)
+    # the sum of bit 31 needs 64 bits; the cast wraps it to the sign
+    return (bits << torch.arange(32, device=bits.device)).sum(2).to(torch.int32)
 
 
 def on_masks(original: Callable[[Any], None], info: Any) -> None:

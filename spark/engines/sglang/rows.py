@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spark.engines.sglang.choices import pack
 from spark.engines.sglang.hooks import Hook
 from spark.engines.sglang.penalties import replay
 from spark.seeds import derive_seed
@@ -28,14 +29,18 @@ class Rows:
     wanted: list[bool]
     """Whether the request asked for its scores."""
     grammar: Any = None
-    """SGLang's grammar mask of this step, where it is a bitmask that `score` takes."""
+    """SGLang's grammar mask of this step, where `allowed` can be made of it."""
     scores: Scores | None = None
     """What `score` said in this step."""
 
     @property
     def allowed(self) -> Tensor | None:
         """int32 [B, ceil(V / 32)]: the grammar's bitmask of this step."""
-        return None if self.grammar is None else self.grammar.vocab_mask
+        if self.grammar is None:
+            return None
+        mask: Tensor = self.grammar.vocab_mask
+        # outlines marks what is forbidden
+        return pack(~mask) if mask.dtype == torch.bool else mask
 
     @classmethod
     def of(cls, reqs: list[Any], device: Any) -> Rows:

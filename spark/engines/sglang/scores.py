@@ -36,7 +36,7 @@ class Observer:
         rows: Rows = sampling_info.spark
         rows.scores = None
         mask = sampling_info.grammar_mask
-        rows.grammar = mask if _is_bitmask(mask, logits) else None
+        rows.grammar = mask if _is_known(mask, logits) else None
         if self._samples:
             if rows.grammar is not None:
                 sampling_info.grammar_mask = None
@@ -130,11 +130,12 @@ def draw(
     )
 
 
-def _is_bitmask(mask: Any, logits: Tensor) -> bool:
-    """Return whether a grammar's mask is what `score` takes: a bit for every token."""
-    if mask is None or mask.vocab_mask.dtype != torch.int32:
+def _is_known(mask: Any, logits: Tensor) -> bool:
+    """Return whether a grammar's mask has a bit, or as outlines' a bool, for every token."""
+    widths = {torch.int32: -(-logits.shape[1] // 32), torch.bool: logits.shape[1]}
+    if mask is None or mask.vocab_mask.dtype not in widths:
         return False
-    return list(mask.vocab_mask.shape) == [len(logits), -(-logits.shape[1] // 32)]
+    return list(mask.vocab_mask.shape) == [len(logits), widths[mask.vocab_mask.dtype]]
 
 
 def on_runner(samples: bool) -> Hook:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+import torch
+from tiny_models import VOCAB, tokenizer
 
 from spark.engines.sglang import fork, versions
+from spark.engines.sglang.choices import make_grammar, on_masks
 from spark.engines.sglang.claims import Claims
 from spark.engines.sglang.member import Member
+from spark.engines.sglang.rows import Rows
+from spark.engines.sglang.scores import Observer
+from spark.engines.sglang.tail import Tail
 from spark.serve.protocol import RequestError
 from spark.serve.sglang import backend
 
@@ -56,6 +63,45 @@ def test_running_parents_with_windows_are_not_published_by_old_releases(
     assert published == [4] * count
     with pytest.raises(ValueError, match="tokens differ"):
         claims.share(member, "child", [1, 2, 3, 5], parent)
+
+
+def test_pages_of_children_aborted_in_the_queue_are_freed() -> None:
+    freed: list[Tail] = []
+    queues = {
+        "waiting_queue": [SimpleNamespace(rid="queued")],
+        "grammar_manager": SimpleNamespace(grammar_queue=[SimpleNamespace(rid="compiles")]),
+    }
+    found = scheduler(**queues)
+    claims = Claims(found.tree_cache, SimpleNamespace(size=16, free=freed.append))
+    tails = {rid: Tail(0, 3, torch.arange(16)) for rid in ("queued", "compiles", "aborted")}
+    claims._claim("tree").waiting.update(tails)
+    found.tree_cache.spark_claims = claims
+    plan = SimpleNamespace(batch_to_run="a batch")
+    assert fork.on_prefill(lambda *_: plan, found, None) is plan
+    assert freed == [tails["aborted"]] and claims.held_tokens == 2 * 16
+
+
+def test_choices_share_the_mask_of_outlines() -> None:
+    """It has a bool for what is forbidden, where others have a bit for what is allowed."""
+    wire = {"opening": "<action>", "choices": [[50, 51], [63]], "before": []}
+    choices = make_grammar(wire, tokenizer(), VOCAB)
+    for token in tokenizer().encode("<action>"):
+        choices.accept_token(token)
+    mask = torch.zeros(3, VOCAB, dtype=torch.bool)
+
+    def outlines(info: Any) -> None:
+        mask[0] = torch.arange(VOCAB) != 31
+        info.grammar_mask = SimpleNamespace(vocab_mask=mask)
+
+    rows = Rows(torch.zeros(3), [True] * 3)
+    info = SimpleNamespace(grammars=[Mock(is_spark=False), choices, None], spark=rows)
+    on_masks(outlines, info)
+    Observer(samples=True).before_grammar(torch.zeros(3, VOCAB), info)
+    assert info.grammar_mask is None
+    assert rows.allowed is not None and rows.allowed.dtype == torch.int32
+    allowed = (rows.allowed[:, :, None] >> torch.arange(32) & 1).flatten(1)[:, :VOCAB]
+    wanted = ([31], [50, 63], list(range(VOCAB)))
+    assert [row.nonzero().flatten().tolist() for row in allowed] == list(wanted)
 
 
 def test_a_full_queue_is_told_to_come_back() -> None:
