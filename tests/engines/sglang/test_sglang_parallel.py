@@ -62,8 +62,12 @@ def test_the_stock_samplers_tokens_are_scored_exactly(twins: Offline) -> None:
 
 @pytest.fixture(scope="module")
 def replicas(models: dict[str, Path]) -> Iterator[Offline]:
-    with Offline(models["qwen3"], "qwen3", page_size=16, dp_size=2) as engine:
-        yield engine
+    """Without overlap, where pages are copied on another stream; logprobs at temperature 1."""
+    how = {"page_size": 16, "dp_size": 2, "disable_overlap_schedule": True}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SGLANG_RETURN_ORIGINAL_LOGPROB", "1")
+        with Offline(models["qwen3"], "qwen3", **how) as engine:
+            yield engine
 
 
 def test_a_tree_stays_on_its_replica(replicas: Offline) -> None:
@@ -85,3 +89,16 @@ def test_a_tree_stays_on_its_replica(replicas: Offline) -> None:
 
     replicas.run(grow())
     assert replicas.run(replicas.flush())
+
+
+def test_logprobs_are_those_of_temperature_1_where_sglang_is_told_so(replicas: Offline) -> None:
+    tokens = prompt(17, 93)
+    params = {"max_new_tokens": 12, "temperature": 0.5, "ignore_eos": True}
+    told = replicas.engine.generate(
+        input_ids=tokens, sampling_params=params, return_logprob=True, routed_dp_rank=0
+    )
+    output = told["output_ids"]
+    logits = direct_logits(tiny("qwen3"), [*tokens, *output])[len(tokens) - 1 : -1]
+    picked = torch.log_softmax(logits, -1).gather(1, torch.tensor(output)[:, None])[:, 0]
+    found = [logprob for logprob, *_ in told["meta_info"]["output_token_logprobs"]]
+    assert torch.tensor(found) == pytest.approx(picked, abs=2e-5)
