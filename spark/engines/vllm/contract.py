@@ -36,6 +36,7 @@ GRAMMARS = "v1/structured_output/__init__.py"
 INPUTS, OUTPUTS = "v1/engine/input_processor.py", "v1/engine/output_processor.py"
 BATCH, ARGUMENTS = "v1/worker/gpu_input_batch.py", "engine/arg_utils.py"
 CORE, ENGINE = "v1/engine/core.py", "v1/engine/async_llm.py"
+CLIENT = "v1/engine/core_client.py"
 TRANSFER, WORKER = "distributed/weight_transfer", "v1/worker/gpu_worker.py"
 ENDPOINTS = "plugins/endpoint_plugins/interface.py"
 NAMED = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -157,6 +158,13 @@ CONTRACT = (
     Uses(RUNNER_V2, "GPUModelRunner.sample", mentions=("apply_grammar_bitmask",)),
     Uses(CORE, "EngineCore.collective_rpc", ("method",), why="sees that the weights are others"),
     Uses(CORE, "EngineCore.reset_prefix_cache", why="drops KV of old weights"),
+    Uses(
+        CLIENT,
+        "AsyncMPClient.pause_scheduler_async",
+        ("mode", "clear_cache"),
+        why="waits for the requests in progress",
+    ),
+    Uses(CLIENT, "AsyncMPClient.resume_scheduler_async", why="goes on with new weights"),
     Uses(WORKER, "Worker.finish_weight_update", why="ends an update"),
     Uses(WORKER, "Worker.reload_weights", why="is another way to new weights"),
     Uses(ENGINE, "AsyncLLM.start_weight_update", why="begins an update"),

@@ -122,8 +122,13 @@ class VLLMBackend:
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
-        """Wait for the requests in progress; those that come meanwhile begin when it is left."""
-        await self.engine.pause_generation(mode="wait", clear_cache=False)
+        """Wait for the requests in progress; those that come meanwhile begin when it is left.
+
+        Since 0.33 vLLM's own `pause_generation` refuses these: trees that go on would fail.
+        """
+        await self.engine.engine_core.pause_scheduler_async(mode="wait", clear_cache=False)
+        # as vLLM does behind it: the last outputs reach those who wait for them
+        await asyncio.sleep(0.02)
         try:
             yield
         finally:

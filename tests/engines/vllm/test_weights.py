@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from http_client import Client
 from models import greedy, model, prompt
 from own_process import Server
 from safetensors.torch import save, save_file
+
+from spark.serve.vllm.backend import VLLMBackend
 
 pytestmark = pytest.mark.vllm
 
@@ -121,6 +124,21 @@ def test_ordinary_requests_in_progress_are_waited_for(server: Server) -> None:
         asyncio.run(run())
     finally:
         asyncio.run(restore(server))
+
+
+def test_requests_that_come_meanwhile_are_queued() -> None:
+    """In vLLM 0.33, made up here: its `pause_generation` refuses them, the core's does not."""
+    core = Mock(pause_scheduler_async=AsyncMock())
+    engine = Mock(engine_core=core, resume_generation=AsyncMock())
+    engine.pause_generation = AsyncMock(side_effect=AssertionError("refuses new requests"))
+
+    async def run() -> None:
+        async with VLLMBackend.paused(Mock(engine=engine)):
+            core.pause_scheduler_async.assert_awaited_once_with(mode="wait", clear_cache=False)
+            engine.resume_generation.assert_not_awaited()
+        engine.resume_generation.assert_awaited_once()
+
+    asyncio.run(run())
 
 
 def test_weights_by_vllms_own_calls(server: Server, tmp_path: Path) -> None:
