@@ -204,8 +204,9 @@ def as_request_error(error: Exception) -> RequestError:
         return error
     if isinstance(error, ValueError):
         return RequestError(str(error))
-    if getattr(error, "status_code", None) == 503:
-        # an engine's own word for a queue that is full
+    status = getattr(error, "http_status", None) or getattr(error, "status_code", None)
+    if status == 503:
+        # an engine's own word for a queue that is full, by either of vLLM's names
         return RequestError(f"the engine is full: {error}", status=503, retry_s=FULL_RETRY_S)
     what = str(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
     return RequestError(f"the engine failed: {what}", status=500)

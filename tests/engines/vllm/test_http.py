@@ -14,6 +14,9 @@ from models import VOCAB, greedy, prompt
 from own_process import Server
 from server import FLAGS, blocks_in_use
 from tiny_models import tokenizer
+from vllm.exceptions import QueueOverflowError
+
+from spark.serve.routes import as_request_error
 
 pytestmark = pytest.mark.vllm
 
@@ -168,6 +171,11 @@ def test_bad_places_in_a_tree(server: Server) -> None:
             assert status == 404
 
     asyncio.run(run())
+
+
+def test_a_full_queue_is_told_to_come_back() -> None:
+    told = as_request_error(QueueOverflowError())
+    assert (told.status, told.retry_s) == (503, 1) and "is full" in str(told)
 
 
 def test_giant_bodies_are_refused(server: Server) -> None:
