@@ -16,6 +16,7 @@ from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.request import RequestStatus
 
 from spark.engines.vllm.branch import Branch, branch_of
+from spark.engines.vllm.grammars import advance
 from spark.engines.vllm.held import Held, Source
 
 Path = Literal["exact", "cache", "recompute"]
@@ -37,6 +38,7 @@ class Forks:
         self._branches: dict[str, Branch] = {}
         self._alive: dict[str, str] = {}
         self._admitted: dict[str, Admission] = {}
+        self._refused: dict[str, str] = {}
         self._find = self._manager.get_computed_blocks
         self._allocate = self._manager.allocate_slots
         self._manager.get_computed_blocks = self._computed_blocks
@@ -54,13 +56,18 @@ class Forks:
             self._count_as_output(request, branch.prompt_length)
             if request.structured_output_request is not None and branch.constraint is None:
                 # a constraint has been told what came before
-                self._advance_grammar(request)
+                manager = self._scheduler.structured_output_manager
+                advance(manager, request, branch.prompt_length)
 
     def finish(self, request: Any) -> None:
         """Forget `request`, whose blocks are about to be freed; hold them if it asked for that."""
         branch = self._branches.pop(request.request_id, None)
         self._admitted.pop(request.request_id, None)
-        if branch is None or branch.name is None:
+        if branch is None:
+            return
+        if isinstance(fault := _grammar_of(request), Exception):
+            self._refused[request.request_id] = str(fault)
+        if branch.name is None:
             return
         if self._alive.get(branch.name) == request.request_id:
             del self._alive[branch.name]
@@ -90,6 +97,11 @@ class Forks:
             self.counts[admission[0]] += 1
             self.recomputed += admission[1]
 
+    def refused(self) -> dict[str, str]:
+        """Return the requests that have failed for their grammar since last asked, and why."""
+        told, self._refused = self._refused, {}
+        return told
+
     def _count_as_output(self, request: Any, prompt_length: int) -> None:
         request._output_token_ids.extend(request._all_token_ids[prompt_length:])
         request.num_prompt_tokens = prompt_length
@@ -98,21 +110,6 @@ class Forks:
             request.prompt_token_ids = request._all_token_ids[:prompt_length]
         # they assume that only prompt tokens can be cached
         request.prefill_stats = None
-
-    def _advance_grammar(self, request: Any) -> None:
-        """Let the child's grammar accept what its ancestors sampled, once it is compiled."""
-        state, tokens = request.structured_output_request, list(request._output_token_ids)
-        compiled = state._grammar
-
-        def advanced() -> Any:
-            grammar = compiled.result() if hasattr(compiled, "result") else compiled
-            if isinstance(grammar, Exception):
-                raise grammar
-            if not grammar.accept_tokens(request.request_id, tokens):
-                raise ValueError("the shared tokens do not follow the grammar of the child")
-            return grammar
-
-        state._grammar = self._scheduler.structured_output_manager.executor.submit(advanced)
 
     def _computed_blocks(self, request: Any, *args: Any, **kwargs: Any) -> tuple[Any, int, Any]:
         """Replace `KVCacheManager.get_computed_blocks`."""
@@ -184,3 +181,9 @@ class Forks:
         while blocks is None and self.held.drop_oldest():
             blocks = self._allocate(*args, **kwargs)
         return blocks
+
+
+def _grammar_of(request: Any) -> Any:
+    """Return the compiled grammar of a request, or what went wrong with it; None without one."""
+    state = request.structured_output_request
+    return None if state is None else state.grammar

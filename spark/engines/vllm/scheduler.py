@@ -52,6 +52,10 @@ class Forking(Base):
         # asked before the step is processed: a request that ends in it is forgotten there
         scored = self.forks.scored(scheduler_output.num_scheduled_tokens)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
+        if refused := self.forks.refused():
+            for output in (output for client in outputs.values() for output in client.outputs):
+                # before 0.33 an output has no error of its own to tell
+                output.stop_reason = refused.get(output.request_id, output.stop_reason)
         if scored:
             index = model_runner_output.req_id_to_index
             # all at once: numpy takes its time for every single row

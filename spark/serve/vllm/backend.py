@@ -180,6 +180,8 @@ class VLLMBackend:
         if any(map(math.isnan, scores.entropies)):
             at = len(taken) + [*map(math.isnan, scores.entropies)].index(True)
             raise EngineError(f"the logits of new token {at} were not finite: check the weights")
+        if finish == "error" and completion.stop_reason:
+            raise RequestError(completion.stop_reason, param="structured_outputs")
         if finish not in (None, "stop", "length"):
             raise EngineError(f"vLLM ended the request with {finish!r}")
         for at, token in enumerate(tokens):

@@ -173,6 +173,29 @@ def test_bad_places_in_a_tree(server: Server) -> None:
     asyncio.run(run())
 
 
+def test_a_leaf_goes_on_under_its_own_grammar_only(server: Server) -> None:
+    async def run() -> None:
+        async with Client(server.url) as client:
+            body = {"prompt": prompt(9, 5), "max_tokens": 3, "temperature": 0}
+            body["stop_token_ids"] = tokenizer().encode("<|end|>")
+            grammar = {"structured_outputs": {"choice": ["look at the desk"]}}
+            first = await client.good(body | grammar | {"branching": {}})
+            place = {"tree": first["branching"]["id"], "from": 1}
+            body |= {"prompt": [], "max_tokens": 40, "branching": place}
+            other = body | {"structured_outputs": {"choice": ["take a key"]}}
+            status, told = await client.ask(other)
+            assert (status, told["error"]["param"]) == (400, "structured_outputs")
+            assert "forbids the 3 sampled tokens" in told["error"]["message"]
+            rest = await client.good(body | grammar)
+            text = "".join(answer["choices"][0]["text"] for answer in (first, rest))
+            assert text.startswith("look at the desk")
+            # a turn of its own starts anew
+            turn = await client.good(other | {"prompt": [7]})
+            assert turn["choices"][0]["text"].startswith("take a key")
+
+    asyncio.run(run())
+
+
 def test_a_full_queue_is_told_to_come_back() -> None:
     told = as_request_error(QueueOverflowError())
     assert (told.status, told.retry_s) == (503, 1) and "is full" in str(told)

@@ -10,6 +10,7 @@ from harness import Harness
 from models import VOCAB, greedy, logits, prompt
 from scipy.stats import chi2
 from vllm import SamplingParams
+from vllm.reasoning.basic_parsers import BaseThinkingReasoningParser
 from vllm.sampling_params import StructuredOutputsParams
 
 from spark.engines.vllm.branch import Branch
@@ -147,6 +148,35 @@ def test_grammar(engines: Any, branching: dict) -> None:
         assert text(harness, parent.tokens[:cut] + stream.tokens) in choices
         assert stream.scores.fork_path == "exact"
     harness.release("p")
+
+
+def test_forks_within_and_behind_reasoning(engines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A grammar is asked behind the reasoning only, in children as in the whole."""
+    harness: Harness = engines()
+    free = greedy("qwen3", TOKENS, 20)
+    end = next(at for at in range(3, 20) if free[at] not in TOKENS + free[:at])
+
+    class Reasoner(BaseThinkingReasoningParser):
+        start_token = end_token = ""
+
+        def __init__(self, tokenizer: Any) -> None:
+            self.start_token_id, self.end_token_id = -1, free[end]
+
+    monkeypatch.setattr(harness.scheduler.structured_output_manager, "reasoner_cls", Reasoner)
+    choices = ["look at the desk", "take a key"]
+    params = {"structured_outputs": StructuredOutputsParams(choice=choices), "max_tokens": 40}
+    harness.add("whole", TOKENS, Branch(name="whole", hold=True), **params)
+    harness.finish()
+    whole = harness.streams.pop("whole").tokens
+    assert whole[: end + 1] == free[: end + 1]
+    assert text(harness, whole[end + 1 :]) in choices
+    cuts = (1, end, end + 1, end + 4)
+    for cut in cuts:
+        place = {"fork_at": len(TOKENS) + cut, "prompt_length": len(TOKENS)}
+        harness.add(f"{cut}", TOKENS + whole[:cut], Branch(parent="whole", **place), **params)
+    harness.finish()
+    assert [harness.streams.pop(f"{cut}").tokens for cut in cuts] == [whole[c:] for c in cuts]
+    harness.release("whole")
 
 
 @pytest.mark.parametrize("extra", [{}, {"top_p": 0.95}, {"presence_penalty": 0.1}])
