@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from vllm.reasoning.basic_parsers import BaseThinkingReasoningParser
 from vllm.sampling_params import StructuredOutputsParams
 
 from spark.engines.vllm.branch import Branch
+from spark.engines.vllm.grammars import constrained_from
 
 pytestmark = pytest.mark.vllm
 
@@ -177,6 +179,24 @@ def test_forks_within_and_behind_reasoning(engines: Any, monkeypatch: pytest.Mon
     harness.finish()
     assert [harness.streams.pop(f"{cut}").tokens for cut in cuts] == [whole[c:] for c in cuts]
     harness.release("whole")
+
+
+@pytest.mark.parametrize(
+    ("end", "start", "ended"),
+    [((1, False), 4, True), ((1, True), 3, True), ((3, False), 5, False)],
+    ids=["a mark", "text already", "none"],
+)
+def test_parsers_that_know_the_end_of_reasoning_by_a_token(
+    end: tuple[int, bool], start: int, ended: bool
+) -> None:
+    """Two tokens of prompt and three of output, in which such a parser finds `end`."""
+    reasoner = Mock(reasoning_end_token_ids={7}, is_reasoning_end=lambda tokens: False)
+    reasoner.find_reasoning_end.return_value = Mock(offset=end[0], implicit=end[1])
+    manager = Mock(enable_in_reasoning=False, _get_reasoner=lambda request: reasoner)
+    request = Mock(structured_output_request=Mock(reasoning_ended=None))
+    assert constrained_from(manager, request, [1, 2, 3, 4, 5], 2) == start
+    assert request.structured_output_request.reasoning_ended is ended
+    reasoner.find_reasoning_end.assert_called_once_with([3, 4, 5])
 
 
 @pytest.mark.parametrize("extra", [{}, {"top_p": 0.95}, {"presence_penalty": 0.1}])
