@@ -9,7 +9,8 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,3 +92,10 @@ def running(
         yield server
     finally:
         server.stop()
+
+
+@contextmanager
+def together(*starts: AbstractContextManager[Server]) -> Iterator[list[Server]]:
+    """Start servers at once: each imports for most of the time, on one core."""
+    with ExitStack() as stack, ThreadPoolExecutor(len(starts)) as pool:
+        yield list(pool.map(stack.enter_context, starts))

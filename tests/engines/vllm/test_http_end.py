@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import aiohttp
 import pytest
 from http_client import Client
 from models import prompt
-from own_process import Server
+from own_process import Server, together
 from server import serving
 
 pytestmark = pytest.mark.vllm
@@ -49,24 +49,26 @@ def long_answers(server: Server, first: Callable[[], None]) -> list[str]:
     return asyncio.run(run())
 
 
-def test_a_dead_engine_is_told_and_ends_the_server(
-    models: Any, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+@pytest.fixture(scope="module")
+def doomed(models: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
+    """One server for each test."""
+    folders = [tmp_path_factory.mktemp(name) for name in ("killed", "stopped")]
+    with together(*(serving(models("qwen3"), folder, **LONG) for folder in folders)) as started:
+        yield started
+
+
+def test_a_dead_engine_is_told_and_ends_the_server(doomed: list[Server]) -> None:
     """The engine core is killed in the middle of a generation: every answer under way says so."""
-    folder = tmp_path_factory.mktemp("killed")
-    with serving(models("qwen3"), folder, **LONG) as server:
-        core = server.pids("EngineCore")
-        assert len(core) == 1
-        told = long_answers(server, lambda: os.kill(core[0], signal.SIGKILL))
-        assert not any('"finish_reason":"length"' in said for said in told)
-        assert server.process.wait(60) == 1
-        assert "EngineDeadError" in server.log.read_text()
+    server = doomed[0]
+    core = server.pids("EngineCore")
+    assert len(core) == 1
+    told = long_answers(server, lambda: os.kill(core[0], signal.SIGKILL))
+    assert not any('"finish_reason":"length"' in said for said in told)
+    assert server.process.wait(60) == 1
+    assert "EngineDeadError" in server.log.read_text()
 
 
-def test_a_server_that_is_stopped_says_so_and_ends_well(
-    models: Any, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    folder = tmp_path_factory.mktemp("stopped")
-    with serving(models("qwen3"), folder, **LONG) as server:
-        long_answers(server, server.process.terminate)
-        assert server.process.wait(60) == 0
+def test_a_server_that_is_stopped_says_so_and_ends_well(doomed: list[Server]) -> None:
+    server = doomed[1]
+    long_answers(server, server.process.terminate)
+    assert server.process.wait(60) == 0

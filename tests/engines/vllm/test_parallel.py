@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from http_client import Client
-from models import greedy, prompt
+from models import VOCAB, greedy, prompt
+from own_process import Server, together
 from server import serving
+from tiny_models import tokenizer
+from vllm.config import ParallelConfig
+
+from spark.serve.vllm.backend import VLLMBackend
 
 pytestmark = pytest.mark.vllm
 
@@ -18,9 +25,16 @@ KINDS = {
 }
 
 
+@pytest.fixture(scope="module")
+def servers(models: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
+    model, folder = models("qwen3"), tmp_path_factory.mktemp
+    starts = (serving(model, folder(kind), **flags) for kind, flags in KINDS.items())
+    with together(*starts) as started:
+        yield dict(zip(KINDS, started, strict=True))
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_trees(models: Any, tmp_path_factory: pytest.TempPathFactory, kind: str) -> None:
-    folder = tmp_path_factory.mktemp(kind)
+def test_trees(servers: dict[str, Server], kind: str) -> None:
     # at once: the server drops connections that are idle while transformers computes
     wanted = [greedy("qwen3", prompt(50 + seed, seed), 20) for seed in range(4)]
 
@@ -56,5 +70,19 @@ def test_trees(models: Any, tmp_path_factory: pytest.TempPathFactory, kind: str)
                 c["token_ids"] for c in second["choices"]
             ]
 
-    with serving(models("qwen3"), folder, **KINDS[kind]) as server:
-        asyncio.run(run(server.url))
+    asyncio.run(run(servers[kind].url))
+
+
+@pytest.mark.parametrize(
+    ("balancer", "ranks"),
+    [({}, {0, 1, 2, 3}), ({"data_parallel_hybrid_lb": True}, {0, 1})],
+    ids=["vllm's", "one before the servers"],
+)
+def test_a_tree_has_one_of_the_ranks_of_its_server(balancer: dict, ranks: set[int]) -> None:
+    parallel = ParallelConfig(data_parallel_size=4, data_parallel_size_local=2, **balancer)
+    model_config = Mock(max_model_len=64, hf_config=None, get_vocab_size=lambda: VOCAB)
+    config = Mock(parallel_config=parallel, model_config=model_config)
+    backend = VLLMBackend(Mock(vllm_config=config), tokenizer(), "m", ())
+    trees = [[backend._rank(f"tree-{tree}/{leaf}") for leaf in range(3)] for tree in range(9)]
+    assert all(len(set(leaves)) == 1 for leaves in trees)
+    assert {leaves[0] for leaves in trees} == ranks
