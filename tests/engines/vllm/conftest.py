@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import importlib.util
 import os
 import sys
@@ -39,10 +40,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture(scope="session")
-def engines(models: Any) -> Any:
+def engines(models: Any) -> Iterator[Any]:
     """Return a maker of in-process engines; equal settings give the same engine.
 
-    They end with the process: to close one takes longer than to start it.
+    None may be closed before the end: that ends what all of them share.
     """
     from harness import Harness
 
@@ -55,7 +56,12 @@ def engines(models: Any) -> Any:
         return made[key]
 
     make.made = made
-    return make
+    yield make
+    with pytest.MonkeyPatch.context() as patch:
+        # of which vLLM does several rounds, seconds in this process
+        patch.setattr(gc, "collect", lambda: 0)
+        for harness in made.values():
+            harness.close()
 
 
 @pytest.fixture(scope="session")

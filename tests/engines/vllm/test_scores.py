@@ -97,21 +97,20 @@ def test_final_outputs_hold_every_score(engines: Any) -> None:
 
 
 def test_without_the_compiled_op_torch_scores_and_says_so_once(
-    models: Any, monkeypatch: pytest.MonkeyPatch
+    engines: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
     monkeypatch.setattr(worker, "COMPILED", frozenset())
     monkeypatch.setattr(op, "COMPILED", frozenset())
     monkeypatch.setattr(worker.logger, "warning", lambda text, *values: said.append(text % values))
-    harness, tokens = Harness(models("qwen3")), prompt(45, 1)
-    try:
-        for seed in range(3):
-            harness.add(f"r{seed}", tokens, Branch(), temperature=TEMPERATURE, seed=seed)
-        harness.finish()
-        for stream in harness.streams.values():
-            check(stream, tokens, TEMPERATURE)
-    finally:
-        harness.close()
+    # an engine that no other test gets
+    harness, tokens = engines(max_num_seqs=3), prompt(45, 1)
+    for seed in range(3):
+        harness.add(f"r{seed}", tokens, Branch(), temperature=TEMPERATURE, seed=seed)
+    harness.finish()
+    for stream in harness.streams.values():
+        check(stream, tokens, TEMPERATURE)
+    harness.streams.clear()
     (line,) = said
     assert "score runs as its torch reference" in line
 
