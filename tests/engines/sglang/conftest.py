@@ -18,7 +18,7 @@ except PackageNotFoundError:
     collect_ignore_glob = ["test_*.py"]
 else:
     from offline import Offline, save_model
-    from own_process import Server
+    from own_process import Server, together
     from served import SERVE, THEIRS, served
 
 
@@ -52,23 +52,31 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Offline]:
 
 
 @pytest.fixture(scope="session")
-def server(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Started by our command, 16 tokens a page, small limits."""
+def servers(
+    models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[Server]]:
     from http_behaviour import SMALL
 
-    log = tmp_path_factory.mktemp("server") / "log"
-    more = {"page-size": 16, "chat_template": "append_only"}
-    more |= {f"branching_{name}": limit for name, limit in SMALL.items()}
-    with served(models["qwen3"], log, SERVE, **more) as found:
-        yield found
+    ours = {"page-size": 16, "chat_template": "append_only"}
+    ours |= {f"branching_{name}": limit for name, limit in SMALL.items()}
+    low = {"branching_max_leaves": 16, "branching_max_running_leaves": 48}
+    low |= {"branching_max_body_bytes": 100_000, "branching_idle_seconds": 2}
+    low |= {"max_total_tokens": 2048, "page_size": 16, "enable_metrics": True}
+    folder = tmp_path_factory.mktemp("servers")
+    with together(
+        served(models["qwen3"], folder / "ours", SERVE, **ours),
+        served(models["qwen3"], folder / "theirs", THEIRS, **low),
+    ) as started:
+        yield started
 
 
 @pytest.fixture(scope="session")
-def small(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(servers: list[Server]) -> Server:
+    """Started by our command, 16 tokens a page, small limits."""
+    return servers[0]
+
+
+@pytest.fixture(scope="session")
+def small(servers: list[Server]) -> Server:
     """Started by `sglang serve`, with little memory and low limits."""
-    log = tmp_path_factory.mktemp("small") / "log"
-    limits = {"branching_max_leaves": 16, "branching_max_running_leaves": 48}
-    limits |= {"branching_max_body_bytes": 100_000, "branching_idle_seconds": 2}
-    more = {**limits, "max_total_tokens": 2048, "page_size": 16, "enable_metrics": True}
-    with served(models["qwen3"], log, THEIRS, **more) as found:
-        yield found
+    return servers[1]

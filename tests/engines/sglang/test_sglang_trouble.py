@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 from http_client import Client
-from own_process import Server
+from own_process import Server, together
 from served import served
 from tiny_models import greedy, prompt
 
@@ -121,11 +121,26 @@ def test_idle_trees_expire(small: Server) -> None:
     assert (status, answer["error"]["param"]) == (404, "branching.tree")
 
 
-@pytest.mark.parametrize("name", ["scheduler", "detokenizer"])
-def test_a_killed_process_ends_the_server(
-    models: dict[str, Path], tmp_path: Path, name: str
-) -> None:
-    async def doomed(server: Server) -> None:
+PROCESSES = ("scheduler", "detokenizer")
+
+
+@pytest.fixture(scope="module")
+def doomed(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Process to be killed -> its server."""
+    folder = tmp_path_factory.mktemp("doomed")
+    starts = (served(models["qwen3"], folder / name) for name in PROCESSES)
+    with pytest.MonkeyPatch.context() as patch:
+        # SGLang would wait a minute for a dump of the GPU
+        patch.setenv("SGLANG_CUDA_COREDUMP_BEFORE_CRASH", "0")
+        with together(*starts) as started:
+            yield dict(zip(PROCESSES, started, strict=True))
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_a_killed_process_ends_the_server(doomed: dict[str, Server], name: str) -> None:
+    server = doomed[name]
+
+    async def kill() -> None:
         pid, *_ = server.pids(name)
         async with Client(server.url) as client:
             asked = asyncio.create_task(client.ask(body(max_tokens=1500, n=8)))
@@ -135,9 +150,5 @@ def test_a_killed_process_ends_the_server(
                 status, answer = await asked
                 assert status == 200, answer
 
-    with served(models["qwen3"], tmp_path / "log") as server:
-        asyncio.run(doomed(server))
-        until = time.monotonic() + 60
-        while server.process.poll() is None and time.monotonic() < until:
-            time.sleep(0.2)
-        assert server.process.poll() not in (None, 0)
+    asyncio.run(kill())
+    assert server.process.wait(60) != 0
