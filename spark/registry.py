@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 
@@ -30,6 +31,21 @@ class Registry:
         if isinstance(entry, str):
             entry = self._entries[name] = load(entry)
         return entry
+
+    def make(self, name: str, *given: Any, **named: Any) -> Any:
+        """Return what the class or function `name` makes of what it is given.
+
+        Raises ValueError where it is neither, or asks for something else.
+        """
+        kind = self[name]
+        try:
+            signature(kind).bind(*given, **named)
+        except TypeError as error:
+            asked = ", ".join([*(type(each).__name__ for each in given), *named]) or "nothing"
+            raise ValueError(
+                f"{self.noun} {name!r}: {error}; name a class or function that asks for {asked}"
+            ) from error
+        return kind(*given, **named)
 
     def check(self, name: str) -> None:
         """Raise ValueError unless `name` may stand for something; nothing is imported."""

@@ -71,7 +71,7 @@ def named_recipe(argv: Sequence[str], command: str) -> tuple[str, Recipe, list[s
         print(f"{command} RECIPE --help lists the fields with their defaults.")
         raise SystemExit(0)
     name, *flags = argv
-    recipe = RECIPES[name]()
+    recipe = RECIPES.make(name)
     if not isinstance(recipe, Recipe):
         raise ValueError(f"recipe {name!r} returns {type(recipe).__name__}, not a Recipe")
     return name, recipe, flags

@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
     from spark.envs.conformance import conform
     from spark.envs.measure import measure
 
-    source = ENVS[options.source]()
+    source = ENVS.make(options.source)
     try:
         conform(source, split=options.split)
         print("rules          kept")

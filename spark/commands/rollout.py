@@ -48,8 +48,6 @@ def main(argv: Sequence[str]) -> None:
 
     recipe = with_policy(options.recipe, options.policy)
     model, tokenizer = load_policy(recipe.model)
-    options.output.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(options.output / "tokenizer")
 
     def save(event: Event) -> None:
         if event.tree is not None:
@@ -57,6 +55,8 @@ def main(argv: Sequence[str]) -> None:
             print(f"{event.tree.task}: {' · '.join(tree_facts(event.tree))}")
 
     with Session(recipe, model, tokenizer) as session:
-        tasks = session.source.tasks(options.split, options.tasks, recipe.seed)
+        tasks = session.tasks(options.split, options.tasks, recipe.seed)
+        options.output.mkdir(parents=True, exist_ok=True)
+        tokenizer.save_pretrained(options.output / "tokenizer")
         session.rollout(tasks, recipe.rollout, recipe.seed, save)
     print(path)

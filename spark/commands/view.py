@@ -11,6 +11,8 @@ import tyro
 
 from spark.commands.arguments import parse
 
+LATEST = -1
+
 
 @dataclass(kw_only=True, slots=True)
 class ViewOptions:
@@ -20,7 +22,7 @@ class ViewOptions:
     """Run directory, or a file of trees."""
     terminal: bool = False
     """Print one tree here instead of writing the page."""
-    tree: int = -1
+    tree: int = LATEST
     """Which tree --terminal prints, from 0; negative counts from the end."""
 
 
@@ -29,6 +31,8 @@ def main(argv: Sequence[str]) -> None:
     options = parse(ViewOptions, argv, prog="spark view")
     if not options.run.exists():
         raise ValueError(f"run={options.run}: no such file or directory")
+    if options.tree != LATEST and not options.terminal:
+        raise ValueError(f"tree={options.tree} is what --terminal prints: add --terminal")
     if options.terminal:
         from rich.console import Console
 

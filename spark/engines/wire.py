@@ -119,7 +119,8 @@ class Wire:
                     return status, answer
                 trouble = _message(answer)
             except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
-                trouble = str(error) or type(error).__name__
+                told = str(error) or type(error).__name__
+                trouble = f"{told}; does `spark serve MODEL` run there?"
             except TimeoutError:
                 raise EngineError(f"{self.url} took over {self._timeout.total} s") from None
             if time.monotonic() + pause > end:

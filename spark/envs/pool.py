@@ -10,6 +10,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from types import TracebackType
 from typing import Any
 
@@ -53,9 +54,14 @@ class PooledSource:
 
     @property
     def capacity(self) -> int | None:
-        """Environments that may live at once in all processes; None = any number."""
+        """Environments that may live at once; None = any number. Forks by replay go where there
+        is room, others stay with their original, whose process has room for the source's number.
+        """
         inner: int | None = getattr(self.source, "capacity", None)
-        return None if inner is None else inner * self.limit
+        if inner is None:
+            return None
+        with closing(self.source.make()) as env:
+            return inner * self.limit if env.fork_kind == "replay" else inner
 
     def prepare(self, tasks: Sequence[str]) -> None:
         """Make what the source keeps on disk for `tasks`, where it keeps anything."""
@@ -123,6 +129,8 @@ class PooledEnv:
     def __init__(self, pool: PooledSource) -> None:
         self._pool = pool
         self._worker: Worker | None = None
+        self._closed = False
+        self._leaving = threading.Lock()
         self._handle = -1
         self._record: Record | None = None
         self.differences: Sequence[str] = ()
@@ -130,14 +138,14 @@ class PooledEnv:
     def reset(self, task: str, seed: int = 0) -> tuple[str, Info]:
         """Start `task`. Raises ValueError for an unknown one, `EnvError` when it fails."""
         self._record = None
-        observation, info, self.fork_kind, self.determinism = self._ask("reset", task, seed)
+        _, (observation, info, self.fork_kind, self.determinism) = self._ask("reset", task, seed)
         self._record = Record(task=task, seed=seed, observation=observation)
         return observation, info
 
     def step(self, action: str) -> tuple[str, float, bool, bool, Info]:
         """Act. Raises `EnvError`, and `EnvTimeout` when the time limit has passed."""
         record = self.snapshot()
-        observation, reward, terminated, truncated, info = self._ask("step", action)
+        _, (observation, reward, terminated, truncated, info) = self._ask("step", action)
         self._record = record.then(Recorded(action, observation, reward, terminated, truncated))
         return observation, reward, terminated, truncated, info
 
@@ -150,7 +158,7 @@ class PooledEnv:
     def restore(self, snapshot: Record) -> None:
         """Repeat `snapshot`. Raises `RestoreError` when it goes differently."""
         self._record = None
-        self.differences = self._ask("replay", snapshot)
+        _, self.differences = self._ask("replay", snapshot)
         self._record = snapshot
 
     def fork(self) -> PooledEnv:
@@ -168,17 +176,15 @@ class PooledEnv:
                 raise
             return child
         child._handle = next(self._pool.handles)
-        self._ask("fork", child._handle)
-        assert self._worker is not None
-        child._worker, child._record = self._pool.assign(self._worker), record
+        # it lives where it was made, even if the original was closed meanwhile
+        worker, _ = self._ask("fork", child._handle)
+        child._worker, child._record = self._pool.assign(worker), record
         return child
 
     def close(self) -> None:
         """Free the environment in its process; calling it twice is allowed."""
-        if self._worker is not None:
-            self._worker.forget(self._handle)
-            self._pool.release(self._worker)
-            self._worker = None
+        self._closed = True
+        self._leave()
         self._record = None
 
     async def reset_async(self, task: str, seed: int = 0) -> tuple[str, Info]:
@@ -225,8 +231,8 @@ class PooledEnv:
         threading.Thread(target=run, daemon=True).start()
         return await future
 
-    def _ask(self, verb: str, *arguments: Any) -> Any:
-        """Return the worker's answer; where the worker is gone, rebuild elsewhere and ask again."""
+    def _ask(self, verb: str, *arguments: Any) -> tuple[Worker, Any]:
+        """Return the worker that answered, and what; where it is gone, rebuild and ask again."""
         losses = 0
         while True:
             try:
@@ -240,11 +246,11 @@ class PooledEnv:
             except EnvTimeout as error:
                 raise EnvTimeout(f"{self._place(arguments)}: {error}") from None
 
-    def _call(self, worker: Worker, verb: str, *arguments: Any) -> Any:
-        """Return the worker's answer to one request; it waits until others are answered."""
+    def _call(self, worker: Worker, verb: str, *arguments: Any) -> tuple[Worker, Any]:
+        """Return `worker` and its answer; the request waits until others are answered."""
         handle = self._handle
         try:
-            return worker.call(verb, handle, *arguments, seconds=self._seconds(arguments))
+            return worker, worker.call(verb, handle, *arguments, seconds=self._seconds(arguments))
         finally:
             if self._worker is not worker:
                 # closed while the request waited: what it has made since is nobody's
@@ -252,19 +258,28 @@ class PooledEnv:
 
     def _find_worker(self) -> Worker:
         """Return the worker that holds this trajectory, rebuilding it where there is none."""
-        if self._worker is None or self._worker.gone:
-            self._worker, self._handle = None, next(self._pool.handles)
-            worker = self._pool.assign()
+        worker = self._worker
+        if worker is None or worker.gone:
+            self._handle = next(self._pool.handles)
+            worker = self._worker = self._pool.assign()
             try:
                 if self._record is not None:
-                    seconds = self._seconds((self._record,))
-                    again = worker.call("replay", self._handle, self._record, seconds=seconds)
+                    _, again = self._call(worker, "replay", self._record)
                     self.differences = [*self.differences, *again]
+                if self._closed:
+                    raise EnvError("the environment was closed")
             except BaseException:
-                self._pool.release(worker)
+                self._leave()
                 raise
-            self._worker = worker
-        return self._worker
+        return worker
+
+    def _leave(self) -> None:
+        """Give up our place in the worker; two threads may be about to."""
+        with self._leaving:
+            worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.forget(self._handle)
+            self._pool.release(worker)
 
     def _seconds(self, arguments: tuple[Any, ...]) -> float | None:
         """Return the time limit of a request; a replay may take it for each of its steps."""

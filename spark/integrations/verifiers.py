@@ -92,13 +92,16 @@ def message(node: Node, part: slice, terms: list[Term], decode: Decode) -> dict[
     }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Write traces.jsonl next to the trees of a run."""
-    from transformers import AutoTokenizer
-
     parser = argparse.ArgumentParser(prog="python -m spark.integrations.verifiers")
     parser.add_argument("run", type=Path, help="folder with trees.jsonl and tokenizer/")
-    run = parser.parse_args().run
+    run = parser.parse_args(argv).run
+    for name in ("trees.jsonl", "tokenizer"):
+        if not (run / name).exists():
+            parser.error(f"run={run} has no {name}: name a folder of spark train or spark rollout")
+    from transformers import AutoTokenizer
+
     decode: Any = AutoTokenizer.from_pretrained(run / "tokenizer").decode
     with (run / "traces.jsonl").open("w") as file:
         for record in episodes(load_trees(run / "trees.jsonl"), decode):

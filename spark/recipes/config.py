@@ -26,11 +26,17 @@ class LoraConfig:
     rank: int = 0
     """Of each adapter; 0 = no adapters, train all weights."""
     alpha: int = 32
-    targets: str = "all-linear"
-    """Modules that get an adapter, as peft names them."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """Modules that get an adapter, e.g. q_proj v_proj; all-linear = every linear one but the
+    head."""
 
     def __post_init__(self) -> None:
-        at_least(self, rank=0)
+        at_least(self, rank=0, alpha=1)
+        if isinstance(self.targets, str) or any("," in name for name in self.targets):
+            raise ValueError(
+                f"targets={self.targets!r} must be a tuple of names; on a command line they follow "
+                "each other: --model.lora.targets q_proj v_proj"
+            )
 
 
 EMBEDDED = ("local", "sglang", "vllm")
@@ -102,7 +108,7 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
 
     def __post_init__(self) -> None:
-        at_least(self, games_per_step=1, minibatches=1, row_tokens=1, checkpoint_every=1)
+        at_least(self, games_per_step=1, minibatches=1, lr=0, row_tokens=1, checkpoint_every=1)
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -110,7 +116,7 @@ class EvalConfig:
     """The fixed evaluation set: one trajectory per game, the same games and seeds every time."""
 
     games: dict[str, int] = field(default_factory=lambda: {"L0": 128, "L1": 64, "L2": 64})
-    """Games per split."""
+    """Games per split; 0 = the split is left out."""
     seed: int = 1
     """Seed of the games and of the sampling."""
     temperature: float = 1.0
@@ -124,8 +130,15 @@ class EvalConfig:
     def __post_init__(self) -> None:
         at_least(self, temperature=0, every=0)
         for split, games in self.games.items():
-            if games < 1:
-                raise ValueError(f"games[{split!r}]={games} must be >= 1: leave the split out")
+            if games < 0:
+                raise ValueError(f"games[{split!r}]={games} must be >= 0; 0 leaves the split out")
+        if not self.splits:
+            raise ValueError(f"games={self.games} leaves every split out: give one some games")
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits that have games."""
+        return [split for split, games in self.games.items() if games]
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -183,6 +196,9 @@ class Recipe:
     trees: their urls, separated by commas."""
     kv_blocks: int = 8192
     """KV cache of an engine without `url`, in blocks of 16 tokens."""
+    device: str | None = None
+    """Where the local engine runs, e.g. cpu or cuda; None = where training does: on a GPU if
+    there is one."""
     model: ModelConfig = field(default_factory=ModelConfig)
     env: EnvConfig = field(default_factory=EnvConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
@@ -195,25 +211,34 @@ class Recipe:
             METHODS[arm]
         if not self.arms:
             raise ValueError(f"arms=(): name at least one of {', '.join(METHODS)}")
-        if self.eval.every and self.eval.curve not in self.eval.games:
-            known = ", ".join(self.eval.games)
+        if len(set(self.arms)) < len(self.arms):
+            raise ValueError(f"arms={self.arms} names an arm twice: name each once")
+        if self.eval.every and self.eval.curve not in self.eval.splits:
+            known = ", ".join(self.eval.splits) or "none"
             raise ValueError(f"eval.curve={self.eval.curve!r} has no games: use one of {known}")
         for name in ("budget_tokens", "budget_seconds"):
             if (value := getattr(self, name)) is not None and value <= 0:
                 raise ValueError(f"{name}={value} must be > 0, or None for no such limit")
-        at_least(self, kv_blocks=1)
+        at_least(self, kv_blocks=1, seed=0)
+        if self.seed >= 2**32:
+            raise ValueError(f"seed={self.seed} must be < 2**32, as numpy wants it")
         if self.budget_tokens is None and self.budget_seconds is None:
             raise ValueError("budget_tokens=None needs budget_seconds: an arm must end")
         ENGINES.check(self.engine)
         if self.engine == "local" if self.url else self.engine not in EMBEDDED:
             raise ValueError(
-                f"engine={self.engine!r} and url={self.url!r}: a server's engine needs its url, "
-                "the local one takes none"
+                f"engine={self.engine!r} and url={self.url!r}: a server's engine needs its url "
+                "(spark serve starts one), the local one takes none"
+            )
+        if self.device is not None and self.engine != "local":
+            raise ValueError(
+                f"device={self.device!r} is for engine='local' only: leave it None, "
+                f"{self.engine} chooses its own"
             )
 
     def arm(self, name: str) -> Recipe:
         """Return the recipe of one arm."""
-        changed: Recipe = self if name == self.own_arm else METHODS[name](self)
+        changed: Recipe = self if name == self.own_arm else METHODS.make(name, self)
         return changed
 
     def spent(self, tokens: int, seconds: float) -> float:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spark.engines.local import LocalEngine
+from spark.engines.local.place import usable
 from spark.recipes.config import Recipe
 from spark.recipes.policy import resolve
+from spark.serve.launch import need
 
 BLOCK = 16
 """Tokens that `kv_blocks` counts in."""
@@ -19,13 +21,18 @@ VLLM_BLOCK = 32
 
 
 def embedded(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """Return an engine that has a copy of `model`, or loads what `model` was loaded from."""
+    """Return an engine that has a copy of `model`, or loads what `model` was loaded from.
+
+    Raises ValueError when the engine is not installed, or the recipe's device cannot be used.
+    """
     if recipe.engine == "local":
+        device = usable(recipe.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return LocalEngine(
-            _copied(model, getattr(torch, recipe.model.dtype)),
+            cast(Any, _copied(model, getattr(torch, recipe.model.dtype))).to(device),
             num_blocks=recipe.kv_blocks,
             tokenizer=tokenizer,
         )
+    need(recipe.engine)
     path, tokens = resolve(recipe.model.path), recipe.kv_blocks * BLOCK
     if recipe.engine == "sglang":
         from spark.serve.sglang.engine import EmbeddedSGLang

@@ -28,8 +28,13 @@ def resolve(path: str) -> str:
     return str(committed) if committed.is_dir() else path
 
 
-def load_policy(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return model (float32) and tokenizer. Raises ValueError when they are damaged or misfit."""
+def load_policy(
+    config: ModelConfig, field: str = "model.path"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return model (float32) and tokenizer.
+
+    Raises ValueError, which names the `field` that gave the path, when they are damaged or misfit.
+    """
     path = resolve(config.path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
@@ -38,26 +43,29 @@ def load_policy(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokeniz
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(
-            f"model.path={config.path!r} cannot be loaded ({error}); give a folder that "
+            f"{field}={config.path!r} cannot be loaded ({error}); give a folder that "
             "save_pretrained wrote, or a model's name"
         ) from error
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
-            f"model.path={config.path!r} is damaged: {len(missing)} weights are missing, "
+            f"{field}={config.path!r} is damaged: {len(missing)} weights are missing, "
             f"{missing[0]} first; copy or train it again"
         )
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         raise ValueError(
-            f"model.path={config.path!r}: the tokenizer has {len(tokenizer)} tokens but the model "
+            f"{field}={config.path!r}: the tokenizer has {len(tokenizer)} tokens but the model "
             f"only {rows}; use the tokenizer that the model was trained with"
         )
     return model, tokenizer
 
 
 def with_lora(model: PreTrainedModel, config: LoraConfig, seed: int) -> nn.Module:
-    """Return `model` with frozen weights and trainable adapters, the same for the same `seed`."""
+    """Return `model` with frozen weights and trainable adapters, the same for the same `seed`.
+
+    Raises ValueError where no module is called like a target.
+    """
     from peft import LoraConfig as PeftConfig
     from peft import get_peft_model
 
@@ -66,7 +74,8 @@ def with_lora(model: PreTrainedModel, config: LoraConfig, seed: int) -> nn.Modul
     adapters = PeftConfig(
         r=config.rank,
         lora_alpha=config.alpha,
-        target_modules=config.targets,
+        # peft reads a word by itself as a pattern, but for this one
+        target_modules="all-linear" if "all-linear" in config.targets else list(config.targets),
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, adapters)

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spark.recipes.arm import ArmRun
+from spark.recipes.check import check
 from spark.recipes.config import ModelConfig, Recipe
 from spark.recipes.events import OnProgress, Phase, Progress, ignore
 from spark.recipes.journal import Journal, write_json
@@ -18,6 +19,8 @@ from spark.recipes.session import Session
 from spark.train.team import Team, join
 
 SCHEMA = 1
+BEGUN = "recipe.json"
+"""Where a run says what it was started with."""
 
 
 def train(
@@ -36,8 +39,8 @@ def train(
     Interrupted at any moment, it goes on from the last checkpoint with `resume=True` and ends
     with the result of an uninterrupted run. Started by torchrun or `accelerate launch`, the
     processes train together, whatever their number; the first one rolls out, evaluates and writes.
-    Raises ValueError when `run_dir` holds a run and `resume` is False, or the run was started with
-    another recipe.
+    Raises ValueError when `run_dir` holds a run and `resume` is False, holds none to resume, or one
+    that was started with another recipe. A run that fails before its start is evaluated is none.
     """
     team = join()
     known, told = start or {}, on_progress if team.leads else ignore
@@ -66,6 +69,10 @@ class _Experiment:
                 "rollout.temperature=0: the leaves of a tree would be alike and teach nothing; "
                 "train with a temperature > 0"
             )
+        if resume and team.leads and not (run_dir / BEGUN).exists():
+            raise ValueError(
+                f"run_dir={run_dir} holds no run to resume; leave resume out to start one"
+            )
         self.recipe, self.team = recipe, team
         self.journal = Journal(run_dir)
         self.state = team.share(self._open_state(resume, start) if team.leads else None)
@@ -74,14 +81,11 @@ class _Experiment:
         self.wall_before = float(self.state["wall_s"])
 
     def _open_state(self, resume: bool, start: dict[str, float]) -> dict[str, Any]:
-        """Return the state of the run, a fresh one when it is new."""
+        """Return the state of the run; a fresh one where nothing was finished before."""
         folder, state = self.journal.folder, self.journal.read_state()
         if not state:
-            write_json(folder / "recipe.json", asdict(self.recipe))
-            state = {"recipe": repr(self.recipe), "wall_s": 0.0, "before": dict(start), "arms": {}}
-            # from now on the folder holds a run, whatever interrupts it
-            self.journal.write_state(state)
-            return state
+            write_json(folder / BEGUN, asdict(self.recipe))
+            return {"recipe": repr(self.recipe), "wall_s": 0.0, "before": dict(start), "arms": {}}
         if not resume:
             raise ValueError(f"{folder} holds a run; resume it, or choose another folder")
         if state["recipe"] != repr(self.recipe):
@@ -99,10 +103,13 @@ class _Experiment:
             for arm in self.recipe.arms:
                 self._train_arm(arm, None, model, tokenizer)
             return dict(self.team.share(None))
+        check(self.recipe, model)
         tokenizer.save_pretrained(self.journal.folder / "tokenizer")
         with Session(self.recipe, model, tokenizer) as session:
             session.prepare()
             self._evaluate_start(session)
+            # from now on the folder holds a run, whatever interrupts it
+            self._save_state()
             for arm in self.recipe.arms:
                 self._train_arm(arm, session, model, tokenizer)
                 self._evaluate_arm(arm, session)
@@ -141,13 +148,13 @@ class _Experiment:
         record = self.state["arms"][arm]
         trained, _ = load_policy(ModelConfig(path=str(self._final(arm))))
         session.publish(dict(trained.state_dict()), record["steps"])
-        for split in self.recipe.eval.games:
+        for split in self.recipe.eval.splits:
             if split not in record["after"]:
                 self._evaluate(session, split, record["after"], [arm], record["steps"])
 
     def _evaluate_start(self, session: Session) -> None:
         """Evaluate the weights that every arm starts from."""
-        for split in self.recipe.eval.games:
+        for split in self.recipe.eval.splits:
             if split not in self.state["before"]:
                 self._evaluate(session, split, self.state["before"], list(self.recipe.arms), 0)
 

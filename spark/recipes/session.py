@@ -27,14 +27,13 @@ from spark.seeds import derive_seed
 
 
 def make_source(config: EnvConfig) -> EnvSource:
-    """Return the source of tasks. Raises ValueError for an unknown environment."""
-    kind = ENVS[config.name]
+    """Return the source of tasks. Raises ValueError for an unknown environment, or none."""
     if config.name == "alfworld":
         games = {"scenes": config.scenes} if config.data is None else {"data": config.data}
-        source = kind(**games, idle_commands=False)
+        source = ENVS.make(config.name, **games, idle_commands=False)
     else:
         options = getattr(config, config.name, None)
-        source = kind() if options is None else kind(options)
+        source = ENVS.make(config.name, *([] if options is None else [options]))
     return PooledSource(source, workers=config.workers) if config.workers else source
 
 
@@ -106,20 +105,28 @@ class Session:
         """Make all games of the recipe in all processes the source can use, where it can."""
         prepare = getattr(self.source, "prepare", None)
         if prepare is not None:
-            splits = self.recipe.eval.games
+            splits = self.recipe.eval.splits
             prepare([*self.train_games(), *(t for split in splits for t in self.eval_games(split))])
+
+    def tasks(self, split: str, count: int, seed: int) -> Sequence[str]:
+        """Return `count` tasks of `split`. Raises ValueError where the environment has none."""
+        if tasks := self.source.tasks(split, count, seed):
+            return tasks
+        name = self.recipe.env.name
+        raise ValueError(f"env.name={name!r} has no tasks in split {split!r}: choose another one")
 
     def train_games(self) -> Sequence[str]:
         """Return the tasks that the arms train on."""
         recipe = self.recipe
-        return self.source.tasks("train", recipe.env.train_games, GAMES_SEED + recipe.seed)
+        return self.tasks("train", recipe.env.train_games, GAMES_SEED + recipe.seed)
 
     def eval_games(self, split: str) -> Sequence[str]:
         """Return the fixed evaluation tasks of `split`. Raises ValueError when there are none."""
-        games = self.recipe.eval.games
-        if not games.get(split):
-            raise ValueError(f"split {split!r} has no games; eval.games has {', '.join(games)}")
-        return self.source.tasks(split, games[split], self.recipe.eval.seed)
+        config = self.recipe.eval
+        if split not in config.splits:
+            known = ", ".join(config.splits) or "none"
+            raise ValueError(f"split {split!r} has no games; those of eval.games: {known}")
+        return self.tasks(split, config.games[split], config.seed)
 
     def evaluate(self, split: str) -> float:
         """Return the success rate on the fixed evaluation set of `split`."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
 from spark.branching import PLANNERS, RULES, TreeBudget
 from spark.branching.base import BranchAt, BranchRule, Budget, Planner
+from spark.registry import Registry
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -120,12 +121,12 @@ class RolloutConfig:
 
     def make_rule(self) -> BranchRule:
         """Build the rule from the fields of this configuration that it shares."""
-        rule: BranchRule = self._filled(RULES[self.rule])
+        rule: BranchRule = self._filled("rule", RULES)
         return rule
 
     def make_planner(self) -> Planner | None:
         """Build the planner in the same way; None where there is none."""
-        return None if self.planner == "none" else self._filled(PLANNERS[self.planner])
+        return None if self.planner == "none" else self._filled("planner", PLANNERS)
 
     def make_budget(self) -> Budget:
         """Build the budget of one tree."""
@@ -141,10 +142,13 @@ class RolloutConfig:
             seconds=self.max_seconds,
         )
 
-    def _filled(self, kind: Any) -> Any:
+    def _filled(self, noun: str, registry: Registry) -> Any:
+        name = getattr(self, noun)
+        kind = registry[name]
+        self._need(noun, is_dataclass(kind), "is no dataclass: write @dataclass above its class")
         known = {field.name for field in fields(self)}
         shared = [field.name for field in fields(kind) if field.name in known]
-        return kind(**{name: getattr(self, name) for name in shared})
+        return registry.make(name, **{each: getattr(self, each) for each in shared})
 
     def _need(self, name: str, holds: bool, remedy: str) -> None:
         if not holds:

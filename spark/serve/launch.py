@@ -13,8 +13,13 @@ def become(engine: str, module: str, arguments: Sequence[str]) -> None:
 
     Raises ValueError when `engine` is not installed.
     """
+    need(engine)
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
+
+
+def need(engine: str) -> None:
+    """Raise ValueError when `engine` is not installed."""
     if find_spec(engine) is None:
         raise ValueError(
             f"engine={engine!r} is not installed: pip install 'spark-branching[{engine}]'"
         )
-    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from spark.engines.local import LocalEngine
+from spark.engines.local.place import usable
 from spark.recipes.policy import resolve
 from spark.serve.app import make_app
 from spark.serve.local import LocalBackend
@@ -51,7 +52,7 @@ def run(options: ServeOptions) -> None:
 
 def load(options: ServeOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return model and tokenizer. Raises ValueError when they cannot be loaded."""
-    path, dtype = resolve(options.model), options.dtype
+    path, dtype, device = resolve(options.model), options.dtype, usable(options.device)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
         model: Any = AutoModelForCausalLM.from_pretrained(
@@ -62,7 +63,7 @@ def load(options: ServeOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
             f"model={options.model!r} cannot be loaded ({error}); give a folder that "
             "save_pretrained wrote, a committed checkpoint, or a model's name"
         ) from error
-    return model.to(options.device).eval(), tokenizer
+    return model.to(device).eval(), tokenizer
 
 
 class Server(uvicorn.Server):

@@ -28,6 +28,9 @@ class LossConfig:
     importance_cap: float = 2.0
     """Bound of the correction trainer probability / engine probability."""
 
+    def __post_init__(self) -> None:
+        at_least(self, clip_low=0, clip_high=0, kl=0, importance_cap=0)
+
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class SftConfig:
@@ -45,4 +48,4 @@ class SftConfig:
     """Compute in bfloat16, weights stay float32; None = where there is a GPU."""
 
     def __post_init__(self) -> None:
-        at_least(self, steps=1, batch_tokens=1)
+        at_least(self, steps=1, batch_tokens=1, matrix_lr=0, lr=0)

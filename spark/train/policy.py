@@ -34,15 +34,21 @@ def token_loss(model: PreTrainedModel, row: Row, loss: Loss, temperature: float 
     return _scores(model, row, loss, temperature)
 
 
-def _scores(model: PreTrainedModel, row: Row, loss: Loss | None, temperature: float) -> HeadLoss:
-    # with dropout a token would not score the same before and after an update of nothing
-    model.eval()
+def check_head(model: PreTrainedModel) -> nn.Linear:
+    """Return the LM head. Raises ValueError when it is no plain linear layer."""
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.bias is not None:
         raise ValueError(
             f"the LM head must be a linear layer without bias, got {type(head).__name__}: "
             "leave it out of the LoRA targets"
         )
+    return head
+
+
+def _scores(model: PreTrainedModel, row: Row, loss: Loss | None, temperature: float) -> HeadLoss:
+    # with dropout a token would not score the same before and after an update of nothing
+    model.eval()
+    head = check_head(model)
     moved = row.to(head.weight.device)
     config = model.config
     # Cohere multiplies its logits, Granite divides them

@@ -141,8 +141,8 @@ def check_finite(loss: Tensor, step: int, args: TrainingArguments) -> None:
     """Raise TrainingError when the loss of a row is not finite."""
     if not torch.isfinite(loss):
         raise TrainingError(
-            f"the loss is {loss.item()} at step {step}; the checkpoints in {args.output_dir} are "
-            "intact: resume with a lower learning rate"
+            f"the loss is {loss.item()} at step {step}: start anew, in another folder, with a "
+            f"learning rate below {args.learning_rate:g}"
         )
 
 

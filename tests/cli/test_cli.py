@@ -37,6 +37,13 @@ class Outer:
     inner: Inner = field(default_factory=Inner)
 
 
+class Game:
+    """An environment that cannot be made from nothing."""
+
+    def __init__(self, level: int) -> None:
+        self.level = level
+
+
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == main(["--help"]) == 0
     out = capsys.readouterr().out
@@ -59,6 +66,12 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         (["view", "/nowhere"], ["run=/nowhere", "no such"]),
         (["view", ".", "--tre", "1"], ["--tre", "--tree INT"]),
         (["view", ".", "--tree", "x"], ["--tree", "'x'"]),
+        (["view", ".", "--tree", "1"], ["tree=1", "add --terminal"]),
+        (["train", f"{__name__}:KNOWN"], [f"'{__name__}:KNOWN'", "not a callable"]),
+        (["env", "check", f"{__name__}:Game"], [":Game'", "'level'", "asks for nothing"]),
+        (["eval", "first_light_smoke", "--env.name", f"{__name__}:Game"], [":Game'", "'level'"]),
+        (["serve", "first_light", "--port", "0", "--device", "cuda:99"], ["device='cuda:99'"]),
+        (["rollout", "first_light_smoke", "--device", "cuda:99"], ["device='cuda:99'", "use cpu"]),
         (["doctor", "now"], ["now"]),
     ],
 )

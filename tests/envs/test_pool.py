@@ -4,13 +4,12 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from pathlib import Path
 from pickle import PicklingError
 
 import pytest
-from toy_envs import CorridorSource, Counted, Forgetful, SourceOf, Talkative
+from toy_envs import Corridor, CorridorSource, Forgetful, Gated, SourceOf, Talkative
 
 from spark.envs.base import EnvError, EnvTimeout, RestoreError
 from spark.envs.conformance import conform
@@ -188,65 +187,11 @@ def test_zero_workers_are_refused():
         PooledSource(CorridorSource(), workers=0)
 
 
-def test_a_fork_that_fails_leaves_nothing_behind():
-    with PooledSource(SourceOf(Forgetful), workers=1) as source:
-        env = source.make()
-        env.reset("corridor")
-        env.step("right")
-        (worker,) = source._workers
-        for _ in range(3):
-            with pytest.raises(RestoreError):
-                env.fork()
-        assert worker.live == 1
-        env.close()
-        assert worker.live == 0
-
-
-def test_a_fork_that_nobody_waits_for_is_closed(pool):
-    async def impatient():
-        env = pool.make()
-        await env.reset_async("corridor")
-        for _ in range(3):
-            fork = asyncio.create_task(env.fork_async())
-            await asyncio.sleep(0)
-            fork.cancel()
-            await asyncio.gather(fork, return_exceptions=True)
-        for _ in range(100):
-            await asyncio.sleep(0.02)
-            if sum(worker.live for worker in pool._workers) == 1:
-                break
-        assert sum(worker.live for worker in pool._workers) == 1
-        env.close()
-
-    asyncio.run(impatient())
-
-
-@pytest.mark.parametrize("wanted", ["reset", "restore"])
-def test_an_environment_closed_while_its_request_waits_is_not_left_open(wanted):
-    async def main(source):
-        busy, late = source.make(), source.make()
-        await busy.reset_async("corridor")
-        arguments = ["corridor"] if wanted == "reset" else [busy.snapshot()]
-        (worker,) = source._workers
-        # as if another trajectory's request were being answered
-        worker._lock.acquire()
-        asking = asyncio.create_task(getattr(late, f"{wanted}_async")(*arguments))
-        while late._worker is not worker:
-            await asyncio.sleep(0.01)
-        asking.cancel()
-        await asyncio.gather(asking, return_exceptions=True)
-        threads = set(threading.enumerate())
-        late.close()
-        worker._lock.release()
-        while any(each.is_alive() for each in threads if "run" in each.name):
-            await asyncio.sleep(0.01)
-        return [(await busy.step_async("wait"))[0] for _ in range(2)], worker.live
-
-    with PooledSource(SourceOf(Counted), workers=1) as source:
-        texts, live = asyncio.run(main(source))
-    # what is closed is closed with the request after it
-    assert texts[1] == "1 open"
-    assert live == 1
+@pytest.mark.parametrize(("kind", "room"), [(Corridor, 12), (Gated, 4)])
+def test_forks_that_stay_in_their_process_have_the_room_of_one(kind, room):
+    with PooledSource(SourceOf(kind, capacity=4), workers=3) as source:
+        assert source.capacity == room
+        assert source.pids() == []
 
 
 def test_a_source_that_does_not_pickle_says_so():

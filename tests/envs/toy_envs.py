@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 from typing import ClassVar
 
 from spark.envs.replay import ReplayMixin
@@ -144,12 +145,33 @@ class Counted(Corridor):
         return Counted()
 
 
-class SourceOf(CorridorSource):
-    """Makes one kind of environment."""
+class Gated(Counted):
+    """Its forks, copies, and the command "gate" wait at the FIFO that the task names."""
 
-    def __init__(self, kind, tied=None):
+    fork_kind = "copy"
+
+    def begin(self, task, seed):
+        self.gate = Path(task.removeprefix("corridor"))
+        return super().begin(task, seed)
+
+    def act(self, action):
+        if action == "gate":
+            self.gate.read_text()
+        return super().act(action)
+
+    def fork(self):
+        self.gate.read_text()
+        child = Gated()
+        child.reset(self.snapshot().task)
+        return child
+
+
+class SourceOf(CorridorSource):
+    """Makes one kind of environment, of which a process holds `capacity` at once."""
+
+    def __init__(self, kind, tied=None, capacity=None):
         super().__init__()
-        self.kind, self.tied = kind, tied
+        self.kind, self.tied, self.capacity = kind, tied, capacity
 
     def make(self):
         return self.kind()

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 from random_trees import random_tree
 
 from spark.core import Tree
-from spark.integrations.verifiers import episode, episodes, messages
+from spark.integrations.verifiers import episode, episodes, main, messages
 from spark.train.credit import CreditConfig, credit
 
 CONFIG = CreditConfig()
@@ -83,3 +83,16 @@ def test_verifiers_reads_the_branches(tmp_path: Path) -> None:
                 for own in tree.nodes[index].sampled
             ]
             assert branch.advantages == pytest.approx(credits)
+
+
+def test_a_folder_without_a_run_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for missing in ("trees.jsonl", "tokenizer"):
+        with pytest.raises(SystemExit) as stop:
+            main([str(tmp_path)])
+        assert stop.value.code == 2
+        told = capsys.readouterr().err.splitlines()[-1]
+        assert f"run={tmp_path} has no {missing}: name a folder of spark train" in told
+        (tmp_path / "trees.jsonl").touch()
+    assert not (tmp_path / "traces.jsonl").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -63,6 +64,29 @@ def test_unknown_planners_and_scores() -> None:
         RolloutConfig(rule="score", score="value")
     with pytest.raises(ValueError, match="score='nowhere:value' cannot be imported"):
         RolloutConfig(rule="score", score="nowhere:value")
+
+
+class Plain:
+    """A rule that is no dataclass."""
+
+    watch = None
+
+
+@dataclass
+class Demanding:
+    """A rule with a field of its own that has no default."""
+
+    sureness: float
+    watch: None = None
+
+
+def test_a_rule_or_planner_of_ones_own_is_a_dataclass_that_can_be_filled() -> None:
+    for field in ("rule", "planner"):
+        told = f"{field}='{__name__}:Plain' is no dataclass: write @dataclass above its class"
+        with pytest.raises(ValueError, match=told):
+            RolloutConfig(**{field: f"{__name__}:Plain"})
+    with pytest.raises(ValueError, match=r"rule '.*Demanding': missing a required .*'sureness'"):
+        RolloutConfig(rule=f"{__name__}:Demanding")
 
 
 def test_rules_get_their_fields() -> None:

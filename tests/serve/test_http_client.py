@@ -201,7 +201,7 @@ def test_servers_of_another_kind_are_refused() -> None:
                     with pytest.raises(ValueError, match="no Spark server"):
                         await engine.open([1, 2])
         async with HTTPEngine(url, patience_s=0.1) as gone:
-            with pytest.raises(EngineError, match=url):
+            with pytest.raises(EngineError, match=rf"{url}: .*does `spark serve MODEL` run there"):
                 await gone.open([1, 2])
         with pytest.raises(ValueError, match="http://"):
             HTTPEngine("localhost:8000")

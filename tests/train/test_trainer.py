@@ -89,7 +89,8 @@ def test_a_loss_that_is_not_finite_stops_training(tmp_path: Path) -> None:
         batches=lambda step: [{"row": row}],
         loss=lambda example: lambda logprobs, entropy, part: logprobs.sum() * float("nan"),
     )
-    with pytest.raises(TrainingError, match="loss is nan at step 0"):
+    told = "loss is nan at step 0: start anew, in another folder, with a learning rate below 0.001"
+    with pytest.raises(TrainingError, match=told):
         trainer.train()
 
 

@@ -192,7 +192,8 @@ class EngineCore:
     def _too_large(self, seq: Sequence) -> str:
         return (
             f"seq {seq.id} of {len(seq.tokens)} tokens does not fit the pool of "
-            f"{self.scheduler.num_blocks} blocks of {self.scheduler.block_size}: raise num_blocks"
+            f"{self.scheduler.num_blocks} blocks of {self.scheduler.block_size}: raise num_blocks "
+            "(kv_blocks of recipes and servers)"
         )
 
 

@@ -240,7 +240,7 @@ class LocalEngine:
         if total > self._scheduler.capacity:
             raise ValueError(
                 f"{what} makes a sequence of {total} tokens but the pool holds "
-                f"{self._scheduler.capacity}: raise num_blocks"
+                f"{self._scheduler.capacity}: raise num_blocks (kv_blocks of recipes and servers)"
             )
         if tokens and not 0 <= min(tokens) <= max(tokens) < self.shape.vocab_size:
             raise ValueError(
