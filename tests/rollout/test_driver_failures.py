@@ -15,7 +15,6 @@ from rolling import CONFIG, TASKS, chat, roll
 from spark.core import Tree
 from spark.rollout import Event, RolloutError, rollout
 
-
 UNSCORED = (
     "ValueError: the environment returned {} as its reward, not a finite number: let "
     "its step return 0.0 where there is none"

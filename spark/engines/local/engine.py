@@ -155,7 +155,8 @@ class LocalEngine:
 
         Where a token fits several reasons to finish, the first of stop, length, context and
         trigger is given. A cancelled call leaves the tokens sampled so far in the sequence.
-        `on_token` is called right after each token, between the engine's steps.
+        `on_token` is called right after each token, between the engine's steps; what it raises
+        fails this call.
 
         Raises:
             ValueError: the sequence is unknown or busy, or strings are watched for without a
