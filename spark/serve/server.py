@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +16,9 @@ from transformers import (
 )
 
 from spark.engines.local import LocalEngine
+from spark.engines.local.model import check_device
 from spark.recipes.policy import resolve
+from spark.rollout.chat import template_source
 from spark.serve.app import make_app
 from spark.serve.local import LocalBackend
 
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 
 def run(options: ServeOptions) -> None:
     """Serve until interrupted. Raises OSError when the address cannot be had."""
-    # a port that is taken is known before a model has been loaded
+    # mistakes are told before a model is loaded
+    template = template_source(options.chat_template)
+    check_device(options.device)
     listener, address = bind(options.host, options.port)
     model, tokenizer = load(options)
     engine = LocalEngine(
@@ -41,7 +44,7 @@ def run(options: ServeOptions) -> None:
         LocalBackend(engine, tokenizer, options.served_model_name or options.model),
         options.limits,
         branching=options.branching == "spark",
-        chat_template=read_template(options.chat_template),
+        chat_template=template,
         weight_updates=options.weight_updates,
     )
     # clients drop idle connections themselves; one that we drop may carry a request just then
@@ -79,7 +82,12 @@ class Server(uvicorn.Server):
 
 
 def bind(host: str, port: int) -> tuple[socket.socket, str]:
-    """Return a bound socket and its URL. Raises OSError naming both where it cannot be had."""
+    """Return a bound socket and its URL.
+
+    Raises ValueError for a port that there is not, OSError naming both where it cannot be had.
+    """
+    if not 0 <= port < 2**16:
+        raise ValueError(f"port={port}: give one in [0, 65535], 0 = any free one")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -90,10 +98,3 @@ def bind(host: str, port: int) -> tuple[socket.socket, str]:
         raise OSError(error.errno, f"{error.strerror}: host={host} port={port}") from None
     name = f"[{host}]" if family == socket.AF_INET6 else host
     return listener, f"http://{name}:{listener.getsockname()[1]}"
-
-
-def read_template(template: str | None) -> str | None:
-    """Return a chat template's source. Raises OSError when the file cannot be read."""
-    if template in (None, "append_only"):
-        return template
-    return Path(template).read_text()

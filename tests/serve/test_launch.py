@@ -21,6 +21,10 @@ from spark.serve.server import bind
         (["first_light", "--max_leaves", "0"], ["max_leaves=0", "at least 1"]),
         (["first_light", "--prot", "3"], ["--prot", "--port INT"]),
         (["first_light", "--port", "0", "--block_size", "0"], ["block_size", ">= 1"]),
+        (["first_light", "--chat_template", "no.jinja"], ["'no.jinja'", "append_only"]),
+        (["first_light", "--port", "99999"], ["port=99999", "65535"]),
+        (["first_light", "--device", "cuda:99"], ["device='cuda:99'", "cpu"]),
+        (["first_light", "--device", "gpu"], ["device='gpu'", "cuda:N"]),
         (["first_light", "--host", "no.such.host.invalid"], ["no.such.host.invalid"]),
     ],
 )

@@ -41,11 +41,12 @@ def load(
     """Return the model on its device; a module stays as it is and must agree with both.
 
     Raises:
-        ValueError: a module has another dtype or device than asked for.
+        ValueError: a module has another dtype or device than asked for, or there is no such device.
     """
     if not isinstance(model, torch.nn.Module):
+        device = check_device(device or "cpu")
         loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype or "auto")
-        return cast(PreTrainedModel, loaded.to(device or "cpu").eval())
+        return cast(PreTrainedModel, loaded.to(device).eval())
     if hasattr(model, "get_base_model"):
         # LoRA layers live inside the model they wrap
         model = cast(PreTrainedModel, cast(Any, model).get_base_model())
@@ -56,6 +57,19 @@ def load(
     if device is not None and model.device.type != torch.device(device).type:
         raise ValueError(f"device is {device} but the module is on {model.device}: move it first")
     return model
+
+
+def check_device(name: str) -> str:
+    """Return `name`. Raises ValueError where this torch has no such device."""
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+        raise ValueError(f"device={name!r} is unknown: use cpu, cuda or cuda:N")
+    if kind == "cuda" and int(index or 0) >= (count := torch.cuda.device_count()):
+        raise ValueError(
+            f"device={name!r}: torch {torch.__version__} sees {count} GPUs here; use another, or "
+            "cpu (`spark doctor` tells what there is)"
+        )
+    return name
 
 
 def probe(model: PreTrainedModel) -> ModelShape:
