@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import signal
 import socket
+import sys
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -69,16 +74,41 @@ def load(options: ServeOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
 
 
 class Server(uvicorn.Server):
-    """Says on standard output where it listens, once it does."""
+    """Says where it listens, once it does, and what it waits for before it ends."""
 
     def __init__(self, config: uvicorn.Config, address: str) -> None:
         super().__init__(config)
         self._address = address
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start to listen."""
-        await super().startup(sockets)
+        """Start to listen. Raises OSError when another has begun to on the same port."""
+        self._loop = asyncio.get_running_loop()
+        try:
+            await super().startup(sockets)
+        except OSError as error:
+            await self.lifespan.shutdown()
+            raise OSError(error.errno, f"{error.strerror}: {self._address}") from None
         print(f"listening on {self._address}", flush=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let requests in progress end."""
+        if count := len(self.server_state.tasks):
+            told = f"spark: waiting for {count} requests in progress; Ctrl-C ends them at once"
+            print(told, file=sys.stderr, flush=True)
+        await super().shutdown(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """End; at a second interrupt hang up first, so that all requests are stopped in order."""
+        if self.should_exit and sig == signal.SIGINT and self.server_state.connections:
+            self._loop.call_soon_threadsafe(self._hang_up)
+        else:
+            super().handle_exit(sig, frame)
+
+    def _hang_up(self) -> None:
+        # it warns of what is still being written to those connections
+        logging.getLogger("asyncio").setLevel(logging.ERROR)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
 
 def bind(host: str, port: int) -> tuple[socket.socket, str]:
