@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, Literal, Protocol
 
 from spark.core import Watch
@@ -45,6 +46,11 @@ class SamplingParams:
     watch: Watch | None = None
 
     def __post_init__(self) -> None:
+        for names, kind in ((_WHOLE, Integral), (_REAL, Real)):
+            for name in names:
+                _check_number(name, getattr(self, name), kind)
+        for token in self.stop_token_ids:
+            _check_number("stop_token_ids", token, Integral)
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens must be >= 1, got {self.max_tokens}")
         if self.temperature != 0 and not LEAST_TEMPERATURE <= self.temperature <= 1e6:
@@ -60,8 +66,18 @@ class SamplingParams:
             raise ValueError(f"min_p must be in [0, 1] (0 = off), got {self.min_p}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be in [0, 2**63), got {self.seed}")
-        if isinstance(self.stop, str) or not all(self.stop):
+        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
             raise ValueError(f"stop must be a tuple of non-empty strings, got {self.stop!r}")
+
+
+_WHOLE, _REAL = ("max_tokens", "top_k", "seed"), ("temperature", "top_p", "min_p")
+
+
+def _check_number(name: str, value: Any, kind: type) -> None:
+    """Raise ValueError where `value` is not a number of this kind: True is none."""
+    if isinstance(value, bool) or not isinstance(value, kind):
+        wanted = "whole numbers" if kind is Integral else "numbers"
+        raise ValueError(f"{name} takes {wanted}, got {value!r}")
 
 
 @dataclass(kw_only=True, slots=True)

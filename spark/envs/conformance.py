@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from random import Random
 from typing import Any
@@ -49,11 +50,11 @@ def _check_forks(env: Env, first: str, second: str, steps: int) -> None:
     _need(env.determinism in ("exact", "reward_only"), f"determinism is {env.determinism!r}")
     before = walk(env, info, rng, steps)
     before = before[:-1] if before[-1].over else before
+    for step in before:
+        _check_step(step)
     env.reset(first, 0)
     _same(before, follow(env, before), exact, "after a second reset")
     info = before[-1].info if before else info
-    for step in before:
-        _check_step(step)
     snapshot = env.snapshot()
     child, bystander = env.fork(), env.fork()
     after = walk(env, info, rng, steps)
@@ -92,7 +93,8 @@ def _check_unknown(env: Env) -> None:
 
 def _check_step(step: Step) -> None:
     _check_answer(step.observation, step.info)
-    _need(isinstance(step.reward, float), f"the reward {step.reward!r} is no float")
+    finite = isinstance(step.reward, float) and math.isfinite(step.reward)
+    _need(finite, f"the reward {step.reward!r} is no finite float")
     for name in ("terminated", "truncated"):
         value = getattr(step, name)
         _need(value is True or value is False, f"{name} is {value!r}, neither True nor False")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from spark.envs.base import Determinism, Env, EnvError, ForkKind, RestoreError
@@ -51,7 +52,12 @@ class Guard:
         except Exception as error:
             what = f"{action!r} raised {type(error).__name__}: {error}"
             raise self._error(what) from error
-        return self._checked(result, (str, float | int, bool, bool, dict))
+        checked = self._checked(result, (str, float | int, bool, bool, dict))
+        if not math.isfinite(checked[1]):
+            raise self._error(
+                f"returned {checked[1]!r} as its reward (a finite number was expected)"
+            )
+        return checked
 
     def snapshot(self) -> tuple[Any, str, int]:
         """Return the environment's own snapshot and the place it belongs to."""

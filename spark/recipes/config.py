@@ -53,7 +53,8 @@ class ModelConfig:
     """Precision of the engine's weights and KV cache; the trainer keeps float32 weights."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     template: str | None = None
-    """Chat template: None = the tokenizer's own, "append_only" = ChatML without rewriting."""
+    """Chat template: None = the tokenizer's own, "append_only" = ChatML without rewriting, or
+    a file."""
     system: str | None = None
     """System prompt: "agent" = one that explains the tags to a chat model, or a text of your own;
     None = none."""

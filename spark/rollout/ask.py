@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 from spark.engines.base import Engine
@@ -41,3 +42,17 @@ def text_of(observation: Any) -> str:
         kind = type(observation).__name__
         raise TypeError(f"the environment returned {kind} as its observation, not text")
     return observation
+
+
+def reward_of(reward: Any) -> float:
+    """Return `reward`, which must be a finite number. Raises ValueError otherwise."""
+    try:
+        number = float(reward)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(
+            f"the environment returned {reward!r:.40} as its reward, not a finite number: let its "
+            "step return 0.0 where there is none"
+        )
+    return number

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 ACTION_OPEN = "<action>"
@@ -43,6 +44,25 @@ def same_but_for_spaces(one: str, other: str) -> bool:
     return "".join(one.split()) == "".join(other.split())
 
 
+def template_source(template: str | None) -> str | None:
+    """Return the Jinja source of a chat template: None = the tokenizer's own, "append_only" =
+    ChatML, a file, or the source itself.
+
+    Raises ValueError for what can only be a path and cannot be read.
+    """
+    if template is None or set(template) & set("{\n"):
+        return template
+    if template == "append_only":
+        return APPEND_ONLY
+    try:
+        return Path(template).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"the chat template {template!r} is no Jinja source and no file that can be read "
+            f'({error}): give one of them, or "append_only"'
+        ) from error
+
+
 class Chat:
     """Renders a conversation turn by turn with the model's chat template; nothing is re-tokenised.
 
@@ -59,12 +79,12 @@ class Chat:
     def __init__(
         self, tokenizer: Any, *, template: str | None = None, system: str | None = None
     ) -> None:
-        """`template`: None = the tokenizer's own, "append_only" = ChatML, or Jinja source.
+        """`template`: see `template_source`.
 
         `system`: the system prompt, "agent" = one that explains the tags, None = none.
         """
         self.tokenizer = tokenizer
-        self._template = APPEND_ONLY if template == "append_only" else template
+        self._template = template_source(template)
         if self._template is None and not getattr(tokenizer, "chat_template", None):
             raise ValueError(f"the tokenizer has no chat template; {_REMEDY}")
         told = AGENT if system == "agent" else system

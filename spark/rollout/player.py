@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from spark.branching.base import Budget
 from spark.core import Watch
 from spark.engines.base import ContextError, Engine, Sample, SamplingParams
-from spark.rollout.ask import ask, text_of
+from spark.rollout.ask import ask, reward_of, text_of
 from spark.rollout.chat import ACTION_CLOSE, Chat, command_of, same_but_for_spaces
 from spark.rollout.config import RolloutConfig
 from spark.rollout.constraint import ActionTrie
@@ -95,7 +95,7 @@ class Player:
             observation = text_of(said)
             t.steps += 1
             self.record.account.env_steps += 1
-            node.reward = float(reward)
+            node.reward = reward_of(reward)
             t.won = bool(info.get("won"))
             t.admissible = info.get("admissible")
             over = terminated or truncated

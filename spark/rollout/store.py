@@ -18,7 +18,8 @@ class StoreError(OSError):
 
 
 def save_tree(path: Path | str, tree: Tree) -> None:
-    """Append `tree` to `path`, whole or not at all. Raises StoreError, e.g. when the disk is full.
+    """Append `tree` to `path`, whole or not at all. Raises StoreError, e.g. when the disk is full,
+    and ValueError where a number is not finite.
 
     An incomplete last line, left by a process that was killed, is cut off first.
     """
@@ -31,8 +32,11 @@ def save_tree(path: Path | str, tree: Tree) -> None:
 
 
 def append_line(path: Path | str, record: dict[str, Any]) -> None:
-    """Append `record` to the JSON Lines of `path` as `save_tree` does. Raises OSError."""
-    line = (json.dumps(record) + "\n").encode()
+    """Append `record` to the JSON Lines of `path` as `save_tree` does.
+
+    Raises OSError, and ValueError where a number is not finite: JSON has none such.
+    """
+    line = (json.dumps(record, allow_nan=False) + "\n").encode()
     # "a+b" reads anywhere and writes at the end
     with Path(path).open("a+b", buffering=0) as file:
         end = _end_of_last_line(file)
@@ -82,7 +86,7 @@ def _tree(line: str) -> Tree:
     if not line.endswith("\n"):
         raise ValueError("the line is cut off; the process that wrote it may have been killed")
     try:
-        record = json.loads(line)
+        record = json.loads(line, parse_constant=_not_finite)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error})") from error
     if not isinstance(record, dict) or "schema" not in record:
@@ -92,6 +96,10 @@ def _tree(line: str) -> Tree:
     _check_names(Tree, record)
     nodes = [_node(index, node) for index, node in enumerate(record.pop("nodes"))]
     return Tree(nodes=nodes, **record)
+
+
+def _not_finite(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON; an environment may have given such a reward")
 
 
 def _node(index: int, record: dict[str, Any]) -> Node:

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from spark.rollout.chat import APPEND_ONLY
+from spark.rollout.chat import template_source
 from spark.serve.protocol import RequestError, characters
 
 _QUESTION = [{"role": "user", "content": "one"}]
@@ -19,9 +19,9 @@ class ChatFormat:
     """A tokenizer's chat template."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> None:
-        """`template`: None = the tokenizer's own, "append_only" = ChatML, or Jinja source."""
+        """`template`: see `template_source`, which raises ValueError."""
         self._tokenizer: Any = tokenizer
-        self._template = APPEND_ONLY if template == "append_only" else template
+        self._template = template_source(template)
 
     def prompt(self, messages: Sequence[dict[str, Any]], **variables: Any) -> list[int]:
         """Return the tokens up to where the model answers `messages`."""

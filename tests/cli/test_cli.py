@@ -71,7 +71,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         (["env", "check", f"{__name__}:Game"], [":Game'", "'level'", "asks for nothing"]),
         (["eval", "first_light_smoke", "--env.name", f"{__name__}:Game"], [":Game'", "'level'"]),
         (["serve", "first_light", "--port", "0", "--device", "cuda:99"], ["device='cuda:99'"]),
-        (["rollout", "first_light_smoke", "--device", "cuda:99"], ["device='cuda:99'", "use cpu"]),
+        (["rollout", "first_light_smoke", "--device", "cuda:99"], ["device='cuda:99'", "or cpu"]),
         (["doctor", "now"], ["now"]),
     ],
 )

@@ -49,6 +49,16 @@ def test_strings_need_a_tokenizer() -> None:
     ("field", "value"),
     [
         ("max_tokens", 0),
+        ("max_tokens", 2.5),
+        ("max_tokens", True),
+        ("top_k", 3.0),
+        ("seed", "7"),
+        ("temperature", True),
+        ("temperature", "1"),
+        ("top_p", None),
+        ("min_p", float("nan")),
+        ("stop_token_ids", (1.0,)),
+        ("stop", (5,)),
         ("temperature", -1.0),
         ("temperature", float("nan")),
         ("top_k", -1),
@@ -111,6 +121,36 @@ def test_a_failing_step_fails_everyone_who_waits(monkeypatch) -> None:
         with pytest.raises(EngineError, match="ZeroDivisionError"):
             await engine.open([3])
         await engine.__aexit__()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("raised", "seen"), [(LookupError("nobody"), LookupError), (StopIteration(), RuntimeError)]
+)
+def test_a_raising_callback_fails_its_own_request_only(
+    raised: Exception, seen: type[Exception]
+) -> None:
+    def listener(sample: Sample, reason: str | None) -> None:
+        if len(sample.tokens) == 3:
+            raise raised
+
+    async def main() -> None:
+        async with LocalEngine(tiny("qwen3"), num_blocks=32) as engine:
+            seq = await engine.open(prompt(9))
+            failed, fine = await asyncio.gather(
+                engine.sample(seq, GREEDY, listener),
+                run(engine, prompt(12)),
+                return_exceptions=True,
+            )
+            assert isinstance(failed, seen)
+            assert isinstance(fine, Sample) and fine.tokens == greedy("qwen3", prompt(12), 10)
+            # the tokens before it stay, and the sequence goes on
+            assert engine.length(seq) == 12
+            again = await engine.sample(seq, replace(GREEDY, max_tokens=7))
+            assert again.tokens == greedy("qwen3", prompt(9), 10)[3:]
+            await engine.release(seq)
+            assert engine.stats()["blocks_in_use"] == 0
 
     asyncio.run(main())
 

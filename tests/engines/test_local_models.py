@@ -193,6 +193,12 @@ def test_sizes_and_vocabulary_are_checked_at_construction(tmp_path) -> None:
         LocalEngine(tiny("llama"), num_blocks=4, tokenizer=many)
 
 
+def test_a_device_that_is_not_there_is_named() -> None:
+    for device in ("cuda:99", "meta"):
+        with pytest.raises(ValueError, match=f"device='{device}'.*cpu"):
+            LocalEngine("nowhere", num_blocks=4, device=device)
+
+
 def test_a_path_is_loaded(tmp_path) -> None:
     tiny("qwen3").save_pretrained(tmp_path)
 

@@ -34,6 +34,11 @@ def test_wrong_number_of_values_is_refused():
         guarded.step("left")
 
 
+def test_a_reward_that_is_not_finite_is_refused(env):
+    with pytest.raises(EnvError, match="step 1: returned nan as its reward"):
+        env.step("unscored")
+
+
 def test_place_survives_restore(env):
     snapshot = env.snapshot()
     env.step("right")

@@ -35,6 +35,8 @@ class Corridor(ReplayMixin):
             os._exit(3)
         if action == "number":
             return 7, 0.0, False, False, self.info()
+        if action == "unscored":
+            return "text", float("nan"), False, False, self.info()
         self.place += {"right": 1, "left": -1}.get(action, 0)
         won = self.place == 3
         text = f"place {self.place}"
@@ -91,6 +93,14 @@ class Mute(Endless):
         return {"won": False}
 
 
+class Unscored(Endless):
+    """Its rewards are no numbers."""
+
+    def act(self, action):
+        text, _, *rest = super().act(action)
+        return text, float("nan"), *rest
+
+
 class EndlessSource(CorridorSource):
     kind = Endless
 
@@ -100,6 +110,10 @@ class EndlessSource(CorridorSource):
 
 class BrokenSource(EndlessSource):
     kind = Broken
+
+
+class UnscoredSource(EndlessSource):
+    kind = Unscored
 
 
 class MuteSource(EndlessSource):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import bigram
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -20,6 +22,17 @@ HEADERS = (
     "{{ bos_token }}{% for m in messages %}<|h|>{{ m['role'] }}<|/h|>\n\n{{ m['content'] | trim }}"
     "<|eot|>{% endfor %}{% if add_generation_prompt %}<|h|>assistant<|/h|>\n\n{% endif %}"
 )
+
+
+def test_a_template_is_a_file_or_its_source(tmp_path: Path) -> None:
+    file = tmp_path / "template.jinja"
+    file.write_text(APPEND_ONLY)
+    told = Chat(byte_level(None), template=APPEND_ONLY).prompt("A room.")
+    assert Chat(byte_level(None), template=str(file)).prompt("A room.") == told
+    for nothing in (str(tmp_path / "chat.jinja"), str(tmp_path), "append-only", ""):
+        with pytest.raises(ValueError, match="no Jinja source and no file") as error:
+            Chat(byte_level(None), template=nothing)
+        assert repr(nothing) in str(error.value) and "append_only" in str(error.value)
 
 
 def byte_level(template: str | None) -> PreTrainedTokenizerFast:

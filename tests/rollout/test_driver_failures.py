@@ -15,6 +15,11 @@ from rolling import CONFIG, TASKS, chat, roll
 from spark.core import Tree
 from spark.rollout import Event, RolloutError, rollout
 
+UNSCORED = (
+    "ValueError: the environment returned {} as its reward, not a finite number: let "
+    "its step return 0.0 where there is none"
+)
+
 
 class Raising(Corridor):
     """Fails at the third step of a trajectory that went left first."""
@@ -34,6 +39,25 @@ class Mute(Corridor):
         return (b"bytes" if broken else observation, *rest)
 
 
+class Unscored(Corridor):
+    """Rewards the third step of a trajectory that went left first with `given`."""
+
+    given: Any = float("nan")
+
+    def step(self, action: str) -> Any:
+        observation, reward, *rest = super().step(action)
+        broken = len(self.actions) == 3 and self.actions[0] == "go left"
+        return (observation, self.given if broken else reward, *rest)
+
+
+class Endless(Unscored):
+    given = float("inf")
+
+
+class Wordy(Unscored):
+    given = "much"
+
+
 class Hanging(Corridor):
     """Never answers the third step of a trajectory that went left first."""
 
@@ -48,6 +72,9 @@ class Hanging(Corridor):
     [
         (Raising, "RuntimeError: the floor gave way"),
         (Mute, "TypeError: the environment returned bytes as its observation, not text"),
+        (Unscored, UNSCORED.format("nan")),
+        (Endless, UNSCORED.format("inf")),
+        (Wordy, UNSCORED.format("'much'")),
         (Hanging, "TimeoutError: the environment's step took over 0.05 s"),
     ],
 )

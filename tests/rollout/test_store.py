@@ -18,7 +18,7 @@ from spark.core import Node, Tree
 from spark.rollout import StoreError, load_trees, save_tree
 
 TEXT = st.text(max_size=6)
-FLOATS = st.floats(allow_nan=False)
+FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 
 
 @st.composite
@@ -101,6 +101,7 @@ def test_lines_name_their_schema(path: Path) -> None:
         (lambda line: line.replace('"allowed": {}', '"allowed": []'), "line 2: "),
         (lambda line: line.replace('"tokens": []', '"tokens": null'), "line 2: "),
         (lambda line: json.dumps(json.loads(line) | {"nodes": 5}) + "\n", "line 2: "),
+        (lambda line: line.replace('"reward": 0.0', '"reward": NaN'), "line 2: NaN is no number"),
     ],
 )
 def test_damaged_files_are_named(path: Path, damage: Callable[[str], str], reason: str) -> None:
@@ -109,6 +110,14 @@ def test_damaged_files_are_named(path: Path, damage: Callable[[str], str], reaso
     with pytest.raises(ValueError, match=reason) as error:
         load_trees(path)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("reward", [float("nan"), float("-inf")])
+def test_numbers_that_json_has_not_are_not_written(path: Path, reward: float) -> None:
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        save_tree(path, Tree(task="t", seed=1, nodes=[Node(parent=None, reward=reward)]))
+    assert path.read_bytes() == before
 
 
 def test_bytes_that_are_no_text_are_named(path: Path) -> None:

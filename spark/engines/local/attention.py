@@ -15,6 +15,10 @@ from transformers.configuration_utils import PreTrainedConfig
 IMPLEMENTATION = "spark_paged"
 
 
+class Unfit(ValueError):
+    """What a model does that the embedded engine cannot."""
+
+
 class Attend(Protocol):
     """Attention of one layer over one flattened batch."""
 
@@ -50,10 +54,8 @@ def _interface(
 ) -> tuple[torch.Tensor, None]:
     """Take [1, H, T, D] as transformers gives it; return ([1, T, Hq, D], no weights)."""
     if attention_mask is not None or s_aux is not None:
-        unsupported = (
-            "attention sinks" if attention_mask is None else "an attention mask of its own"
-        )
-        raise ValueError(f"the embedded engine cannot run a model that uses {unsupported}")
+        what = "attention sinks" if attention_mask is None else "an attention mask of its own"
+        raise Unfit(f"it uses {what}")
     out = _attend.get()(
         # transformers' attention modules have it, torch's Module does not
         module.layer_idx,  # type: ignore[arg-type]

@@ -59,8 +59,7 @@ class EngineCore:
         work = self.scheduler.schedule()
         if not work:
             oldest = self.scheduler.requests[0]
-            _fail(oldest, EngineError(self._too_large(oldest.seq)))
-            self.scheduler.drop_request(oldest)
+            self._drop(oldest, EngineError(self._too_large(oldest.seq)))
             return
         step = self._batch(work)
         drawing, allowed = self._drawing(work)
@@ -76,8 +75,7 @@ class EngineCore:
     def fail(self, error: Exception) -> None:
         """Give `error` to everyone who waits."""
         for request in list(self.scheduler.requests):
-            _fail(request, error)
-            self.scheduler.drop_request(request)
+            self._drop(request, error)
 
     def _batch(self, work: Work) -> Step:
         """Flatten the tokens to compute, and count them."""
@@ -125,8 +123,7 @@ class EngineCore:
                 drawing.append(request)
             except Exception as error:
                 # a caller's constraint may raise anything; only its own request fails
-                _fail(request, error)
-                self.scheduler.drop_request(request)
+                self._drop(request, error)
         return drawing, allowed
 
     def _draw(self, logits: Any, drawing: list[Request], allowed: list[list[int] | None]) -> None:
@@ -135,8 +132,7 @@ class EngineCore:
             drawing, allowed, *draws, strict=True
         ):
             if token < 0:
-                _fail(request, EngineError(self._unusable(request.seq)))
-                self.scheduler.drop_request(request)
+                self._drop(request, EngineError(self._unusable(request.seq)))
                 continue
             generation = request.generation
             assert generation is not None
@@ -154,7 +150,12 @@ class EngineCore:
             if reason is not None:
                 sample.finish_reason = reason
             if generation.on_token is not None:
-                generation.on_token(sample, reason)
+                try:
+                    generation.on_token(sample, reason)
+                except Exception as error:
+                    # a caller's code may raise anything; only its own request fails
+                    self._drop(request, error)
+                    continue
             if reason is not None:
                 self._finish(request)
         self._counters["generated"] += sum(token >= 0 for token in draws.tokens)
@@ -184,6 +185,15 @@ class EngineCore:
         if not request.future.done():
             request.future.set_result(request.finish() if request.finish else None)
 
+    def _drop(self, request: Request, error: Exception) -> None:
+        """Fail one request."""
+        self.scheduler.drop_request(request)
+        if isinstance(error, StopIteration):
+            # no future takes one
+            error = RuntimeError("a callback raised StopIteration")
+        if not request.future.done():
+            request.future.set_exception(error)
+
     def _unusable(self, seq: Sequence) -> str:
         name = first_non_finite(self._model, seq.tokens)
         where = f"first non-finite output: {name}" if name else "finite when computed once more"
@@ -195,8 +205,3 @@ class EngineCore:
             f"{self.scheduler.num_blocks} blocks of {self.scheduler.block_size}: raise num_blocks "
             "(kv_blocks of recipes and servers)"
         )
-
-
-def _fail(request: Request, error: Exception) -> None:
-    if not request.future.done():
-        request.future.set_exception(error)

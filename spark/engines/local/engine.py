@@ -21,7 +21,7 @@ from spark.engines.text import Matcher, TokenBytes
 
 
 class LocalEngine:
-    """Runs a decoder-only transformers model in this process; see `spark.engines.base.Engine`.
+    """Runs a transformers decoder in this process; see `spark.engines.base.Engine`.
 
     Steps run on the event loop of the caller, one after the other while there is work: the same
     calls with the same seeds give the same result. A sequence takes one call at a time.
@@ -57,8 +57,8 @@ class LocalEngine:
                 them: decoding is faster, for more memory.
 
         Raises:
-            ValueError: a size is below 1, the tokenizer does not fit the model, or the model
-                cannot run through transformers' attention interface.
+            ValueError: a size is below 1, the tokenizer does not fit the model, or the model is
+                of a kind that cannot run here (docs/serving.md).
         """
         given = locals()
         for name in ("num_blocks", "block_size", "max_batched_tokens"):
@@ -155,7 +155,8 @@ class LocalEngine:
 
         Where a token fits several reasons to finish, the first of stop, length, context and
         trigger is given. A cancelled call leaves the tokens sampled so far in the sequence.
-        `on_token` is called right after each token, between the engine's steps.
+        `on_token` is called right after each token, between the engine's steps; what it raises
+        fails this call.
 
         Raises:
             ValueError: the sequence is unknown or busy, or strings are watched for without a

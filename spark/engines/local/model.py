@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import ModelOutput
 
-from spark.engines.local.attention import attention, model_configs
+from spark.engines.local.attention import Unfit, attention, model_configs
 
 
 @dataclass(kw_only=True, slots=True)
@@ -33,6 +34,8 @@ class ModelShape:
     """Longest sequence in tokens; None where the configuration names none."""
     output: type[ModelOutput] = BaseModelOutputWithPast
     """What the layers below the LM head return."""
+    body: Any = None
+    """The module of these layers that the LM head's own forward calls."""
 
 
 def load(
@@ -41,11 +44,12 @@ def load(
     """Return the model on its device; a module stays as it is and must agree with both.
 
     Raises:
-        ValueError: a module has another dtype or device than asked for.
+        ValueError: a module has another dtype or device than asked for, or there is no such device.
     """
     if not isinstance(model, torch.nn.Module):
+        device = check_device(device or "cpu")
         loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype or "auto")
-        return cast(PreTrainedModel, loaded.to(device or "cpu").eval())
+        return cast(PreTrainedModel, loaded.to(device).eval())
     if hasattr(model, "get_base_model"):
         # LoRA layers live inside the model they wrap
         model = cast(PreTrainedModel, cast(Any, model).get_base_model())
@@ -58,38 +62,103 @@ def load(
     return model
 
 
+def check_device(name: str) -> str:
+    """Return `name`. Raises ValueError where this torch has no such device."""
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+        raise ValueError(f"device={name!r} is unknown: use cpu, cuda or cuda:N")
+    if kind == "cuda" and int(index or 0) >= (count := torch.cuda.device_count()):
+        raise ValueError(
+            f"device={name!r}: torch {torch.__version__} sees {count} GPUs here; use another, or "
+            "cpu (`spark doctor` tells what there is)"
+        )
+    return name
+
+
 def probe(model: PreTrainedModel) -> ModelShape:
     """Run one token through `model` and return what was seen.
 
     Raises:
-        ValueError: some layers do not attend through transformers' attention interface, so their
-            state can be neither paged nor forked.
+        ValueError: its layers do not attend, once each, through transformers' attention interface,
+            so that their state can be neither paged nor forked.
     """
     config = model.config.get_text_config(decoder=True)
-    shape = ModelShape(context=getattr(config, "max_position_embeddings", None))
+    shape = ModelShape(context=_context(config))
+    with fitting(model):
+        _look(model, shape)
+    if sorted(shape.layers) != list(range(config.num_hidden_layers)):
+        raise unfit(
+            model,
+            f"only {len(shape.layers)} of its {config.num_hidden_layers} layers use transformers' "
+            "attention interface",
+        )
+    if size := getattr(config, "attention_chunk_size", None):
+        raise unfit(model, f"it attends in chunks of {size} tokens")
+    return shape
+
+
+def _context(config: Any) -> int | None:
+    """Return the longest sequence that the configuration names."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        # past it a sequence would change how all others of its batch are rotated
+        return int(rope["original_max_position_embeddings"])
+    return getattr(config, "max_position_embeddings", None)
+
+
+@contextmanager
+def fitting(model: PreTrainedModel) -> Iterator[None]:
+    """Turn whatever the code of `model` raises into its refusal."""
+    try:
+        yield
+    except Unfit as error:
+        raise unfit(model, str(error)) from None
+    except Exception as error:
+        reason = f"its code fails where attention is replaced ({type(error).__name__}: {error})"
+        raise unfit(model, reason) from error
+
+
+def unfit(model: PreTrainedModel, reason: str) -> ValueError:
+    """Return the refusal of a kind of model that the embedded engine cannot run."""
+    return ValueError(
+        f"model_type={model.config.model_type!r} ({type(model).__name__}) cannot run in the "
+        f"embedded engine: {reason}. Use --engine vllm or sglang, or transformers' own generate"
+    )
+
+
+def _look(model: PreTrainedModel, shape: ModelShape) -> None:
+    """Fill in `shape` from a forward of one token."""
+    outputs: dict[torch.nn.Module, Any] = {}
 
     def record(
         layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **_: Any
     ) -> torch.Tensor:
         if key.shape != value.shape:
-            raise ValueError(
-                f"layer {layer}: keys and values differ in shape, which is unsupported"
-            )
+            raise Unfit(f"keys and values of layer {layer} differ in shape")
+        if layer in shape.layers:
+            raise Unfit(f"layer {layer} attends twice a token")
         shape.layers[layer] = (key.shape[1], key.shape[2])
         return query
 
+    def note(module: torch.nn.Module, args: Any, output: Any) -> None:
+        outputs[module] = output
+
+    # some heads call the decoder inside the base model, not the base model
+    bodies = [model.base_model, model.get_decoder()]
+    hooks = [body.register_forward_hook(note) for body in dict.fromkeys(bodies)]
     one = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    with torch.inference_mode(), attention(model_configs(model), record):
-        hidden = model.base_model(input_ids=one, position_ids=one, use_cache=False)
-        shape.output = type(hidden)
-        shape.hidden_size = hidden.last_hidden_state.shape[-1]
-        shape.vocab_size = model(input_ids=one, position_ids=one, use_cache=False).logits.shape[-1]
-    if sorted(shape.layers) != list(range(config.num_hidden_layers)):
-        raise ValueError(
-            f"{type(model).__name__} cannot run here: {len(shape.layers)} of its "
-            f"{config.num_hidden_layers} layers use transformers' attention interface"
-        )
-    return shape
+    try:
+        with torch.inference_mode(), attention(model_configs(model), record):
+            logits = model(input_ids=one, position_ids=one, use_cache=False).logits
+    finally:
+        for hook in hooks:
+            hook.remove()
+    shape.body = next(body for body in bodies if body in outputs)
+    if shape.body is model:
+        raise Unfit("there is no module of its own below its LM head")
+    shape.output = type(outputs[shape.body])
+    shape.hidden_size = outputs[shape.body].last_hidden_state.shape[-1]
+    shape.vocab_size = logits.shape[-1]
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase | None, shape: ModelShape) -> None:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from spark.engines.local.attention import Unfit
 from spark.engines.local.device import DecodeBatch, Pages, bucket, upload
-from spark.engines.local.model import ModelShape
+from spark.engines.local.model import ModelShape, fitting
 from spark.engines.local.packed import PackedWeights
 from spark.engines.local.step import ModelHead, ModelStep, faithful_trace
 from spark_kernels import BlockPool, Plan, kv_fork
@@ -60,12 +61,14 @@ class ModelRunner:
         paged = self._pages.hidden.view(pool.num_blocks + 1, 1, pool.block_size, -1)
         self._groups = _by_shape([*self._pages.caches, paged])
         self._weights = PackedWeights(model.modules() if pack else ())
-        parts = (model, shape.output, self._weights)
+        parts = (model, shape, self._weights)
         step, head = ModelStep(*parts), ModelHead(*parts)
         self._step: Callable[..., Tensor] = step
         self._head: Callable[..., Tensor] = head
         self._on_device = uses_device_plans(model.device)
         self._batches: dict[int, DecodeBatch] = {}
+        with fitting(model):
+            self._check(model)
         if not self._on_device:
             examples = [partial(self._example, lengths) for lengths in ([3, 2], [1], [9])]
             self._step = faithful_trace(step, examples)
@@ -83,11 +86,10 @@ class ModelRunner:
             batch = self._batch(bucket(size))
             return batch.step(step.seqs, step.tokens, step.positions, step.slots, step.rows)
         positions = self._long(step.positions)
-        plan = pages.pool.plan(step.seqs, step.counts)
         return self._step(
             self._long(step.tokens),
             positions,
-            DevicePlan(plan, self._device, positions=positions) if self._on_device else words(plan),
+            self._plan(pages.pool, step.seqs, step.counts, positions),
             self._long(step.slots),
             self._long(step.rows),
             pages.hidden,
@@ -128,16 +130,41 @@ class ModelRunner:
         slots = [table[i // 4] * 4 + i % 4 for table, i in places]
         tokens = [7 * i % self._shape.vocab_size for i in range(len(slots))]
         pages = self._buffers(pool)
+        positions = self._long([i for _, i in places])
         return (
             self._long(tokens),
-            self._long([i for _, i in places]),
-            words(pool.plan(seqs, lengths)),
+            positions,
+            self._plan(pool, seqs, lengths, positions),
             self._long(slots),
             self._long(slots[1:]),
             pages.hidden,
             pages.caches,
             *self._packed(),
         )
+
+    @torch.inference_mode()
+    def _check(self, model: PreTrainedModel) -> None:
+        """Raise ValueError where the model by itself gives other logits: it does more than attend
+        over pages and positions.
+        """
+        tokens, *_ = example = self._example([4, 3])
+        ours = self._step(*example).float()
+        rows = [
+            model(input_ids=ids[None], use_cache=False).logits[0] for ids in tokens.split([4, 3])
+        ]
+        theirs = torch.cat(rows)[1:].float()
+        # kernels and precisions differ; broken weights are told by the request that meets them
+        allowed = (0.01 if self._dtype == torch.float32 else 0.2) * theirs.std()
+        if (ours - theirs).abs().mean() > allowed:
+            raise Unfit("over pages it gives other logits than by itself")
+
+    def _plan(
+        self, pool: BlockPool, seqs: list[int], counts: list[int], positions: Tensor
+    ) -> Tensor | DevicePlan:
+        plan = pool.plan(seqs, counts)
+        if self._on_device:
+            return DevicePlan(plan, self._device, positions=positions)
+        return words(plan)
 
     def _packed(self) -> tuple[list[Tensor], ...]:
         """Return the packed weights as an argument, or no argument where there are none."""

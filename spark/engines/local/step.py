@@ -10,9 +10,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
 
 from spark.engines.local.attention import attention, model_configs
+from spark.engines.local.model import ModelShape
 from spark.engines.local.packed import PackedWeights
 from spark_kernels import tree_attention
 from spark_kernels.tree_attention import DevicePlan
@@ -23,13 +23,10 @@ logger = logging.getLogger(__name__)
 class ModelStep(torch.nn.Module):
     """Computes one flattened batch; the caches and the hidden states are updated in place."""
 
-    def __init__(
-        self, model: PreTrainedModel, output: type[ModelOutput], weights: PackedWeights
-    ) -> None:
-        """`output` is what the layers below the LM head return."""
+    def __init__(self, model: PreTrainedModel, shape: ModelShape, weights: PackedWeights) -> None:
         super().__init__()
         self.model: Any = model
-        self._output, self._weights = output, weights
+        self._shape, self._weights = shape, weights
         self._configs = model_configs(model)
 
     def forward(
@@ -62,37 +59,35 @@ class ModelStep(torch.nn.Module):
         if self.model.training:
             self.model.eval()
         with attention(self._configs, attend), self._weights.used(packed):
-            output = self.model.base_model(
+            output = self._shape.body(
                 input_ids=tokens[None], position_ids=positions[None], use_cache=False
             )
             hidden.index_copy_(0, slots, output.last_hidden_state[0])
-            return logits_of(self.model, self._output, hidden.index_select(0, rows))
+            return logits_of(self.model, self._shape, hidden.index_select(0, rows))
 
 
 class ModelHead(torch.nn.Module):
     """The logits behind tokens that were computed in earlier steps."""
 
-    def __init__(
-        self, model: PreTrainedModel, output: type[ModelOutput], weights: PackedWeights
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, shape: ModelShape, weights: PackedWeights) -> None:
         super().__init__()
         self.model: Any = model
-        self._output, self._weights = output, weights
+        self._shape, self._weights = shape, weights
 
     def forward(self, rows: Tensor, hidden: Tensor, packed: Sequence[Tensor] = ()) -> Tensor:
         """Return the logits [R, vocab_size] behind `rows`, slots of `hidden`."""
         with self._weights.used(packed):
-            return logits_of(self.model, self._output, hidden.index_select(0, rows))
+            return logits_of(self.model, self._shape, hidden.index_select(0, rows))
 
 
-def logits_of(model: Any, output: type[ModelOutput], hidden: Tensor) -> Tensor:
+def logits_of(model: Any, shape: ModelShape, hidden: Tensor) -> Tensor:
     """Return the logits [R, vocab_size] of final hidden states [R, hidden_size].
 
     The model's own forward does it, so whatever it does to its logits (scales, soft caps) is done
     here too; only the layers below are replaced by the states that are known already.
     """
-    base = model.base_model
-    below = cast(Any, output)(last_hidden_state=hidden[None])
+    base = shape.body
+    below = cast(Any, shape.output)(last_hidden_state=hidden[None])
     own = base.__dict__.get("forward")
     base.__dict__["forward"] = lambda *args, **kwargs: below
     try:
@@ -123,7 +118,7 @@ def faithful_trace(
         try:
             traced = cast(Any, torch.jit.trace(module, examples[0](), check_trace=False))
             faithful = all(_same(module, traced, example) for example in examples)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             logger.info("%s runs eagerly: %s", type(module).__name__, error)
             return module
     doubts = [w for w in caught if issubclass(w.category, torch.jit.TracerWarning)]

@@ -54,7 +54,6 @@ def graft(manager: Any, scheduler: dict[str, Any], limits: Limits, template: str
     from spark.serve.chat import ChatFormat
     from spark.serve.metrics import Metrics
     from spark.serve.routes import TreeRoutes
-    from spark.serve.server import read_template
     from spark.serve.sglang.backend import SGLangBackend
     from spark.serve.sglang.graft import Graft
     from spark.serve.sglang.native import NativeRoutes
@@ -64,7 +63,7 @@ def graft(manager: Any, scheduler: dict[str, Any], limits: Limits, template: str
     registry = CollectorRegistry()
     backend = SGLangBackend(manager, scheduler)
     trees = Trees(backend, limits, Metrics(registry))
-    routes = TreeRoutes(trees, ChatFormat(manager.tokenizer, read_template(template)))
+    routes = TreeRoutes(trees, ChatFormat(manager.tokenizer, template))
     ours = FastAPI()
     ours.include_router(routes.router)
     ours.include_router(NativeRoutes(routes).router)

@@ -63,7 +63,7 @@ class SparkEndpoint:
         backend = VLLMBackend.of(engine_client, names[0])
         backend.aliases = tuple(names[1:])
         trees = Trees(backend, Limits(**chosen.branching_limits), Metrics(REGISTRY))
-        self.routes = TreeRoutes(trees, ChatFormat(backend.tokenizer, template(args.chat_template)))
+        self.routes = TreeRoutes(trees, ChatFormat(backend.tokenizer, args.chat_template))
         self._backend, self._weight_updates = backend, chosen.branching_weight_updates
         self._watch = asyncio.create_task(trees.watch())
         atexit.register(fail_if_dead, engine_client)
@@ -156,10 +156,3 @@ def branches(body: bytes) -> bool:
         # ours says what is wrong with it
         return True
     return isinstance(record, dict) and record.get("branching") is not None
-
-
-def template(chosen: str | None) -> str | None:
-    """Return the source of vLLM's `--chat-template`: a file, or the source itself."""
-    if chosen is None or not Path(chosen).is_file():
-        return chosen
-    return Path(chosen).read_text()
