@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import signal
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -82,8 +83,13 @@ class Worker:
     def _start(self) -> Connection:
         ours, theirs = CONTEXT.Pipe()
         process = CONTEXT.Process(target=_serve, args=(theirs, self._source), daemon=True)
-        # raises where the source does not pickle
-        process.start()
+        # an interrupt from the keyboard goes to every process: ours ends this one
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            # raises where the source does not pickle
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         self._line, self._process = ours, process
         if self.gone:
@@ -109,7 +115,7 @@ def _serve(line: Connection, source: EnvSource) -> None:
     while True:
         try:
             closed, verb, handle, arguments = line.recv()
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             return
         for old in closed:
             hosted.close(old)

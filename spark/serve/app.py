@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from starlette.exceptions import HTTPException
 
 from spark.engines.local.model import check_state
 from spark.serve.chat import ChatFormat
@@ -44,6 +45,13 @@ def make_app(
 
     app = FastAPI(title="Spark", lifespan=lifespan)
     app.include_router(routes.router)
+
+    @app.exception_handler(HTTPException)
+    async def no_route(http: Request, error: HTTPException) -> Response:
+        told = f"{http.method} {http.url.path}: {error.detail}; /docs lists the routes"
+        answer = refusal(RequestError(told, status=error.status_code))
+        answer.headers.update(error.headers or {})
+        return answer
 
     @app.get("/health")
     async def health() -> Response:

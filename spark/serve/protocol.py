@@ -203,5 +203,8 @@ def _first(error: ValidationError, path: str) -> RequestError:
         return RequestError(f"{param} is not a known field", param=param)
     if first["type"] == "missing":
         return RequestError(f"{param} is missing", param=param)
+    if first["type"] == "model_type":
+        told = f"{param or 'the body'} is {shown(first['input'])}: send a JSON object"
+        return RequestError(told, param=param or None)
     told = first["msg"].removeprefix("Value error, ")
     return RequestError(f"{param}={shown(first['input'])}: {told}", param=param)

@@ -182,6 +182,39 @@ def test_no_process_survives_a_program_that_forgets_to_close():
         assert ended(pids), way
 
 
+def test_an_interrupt_from_the_keyboard_is_heard_by_the_program_alone():
+    program = """
+        import os, signal, sys, threading, time
+        sys.path.insert(0, sys.argv[1])
+        from toy_envs import CorridorSource
+        from spark.envs.pool import PooledSource
+        if __name__ == "__main__":
+            # the threads below end with the pool
+            threading.excepthook = lambda _: None
+            with PooledSource(CorridorSource(), workers=2) as pool:
+                hung, starting = pool.make(), pool.make()
+                hung.reset("corridor")
+                threading.Thread(target=hung.step, args=("hang",), daemon=True).start()
+                threading.Thread(target=starting.reset, args=("corridor",), daemon=True).start()
+                while len(pool.pids()) < 2:
+                    time.sleep(0.01)
+                print(*pool.pids(), flush=True)
+                # as a terminal does
+                os.killpg(0, signal.SIGINT)
+                time.sleep(60)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), str(Path(__file__).parent)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        start_new_session=True,
+    )
+    assert ended([int(pid) for pid in done.stdout.split()])
+    assert done.stderr.count("Traceback") == done.stderr.count("KeyboardInterrupt") == 1
+
+
 def test_zero_workers_are_refused():
     with pytest.raises(ValueError, match="workers=0"):
         PooledSource(CorridorSource(), workers=0)

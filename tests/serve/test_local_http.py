@@ -68,6 +68,32 @@ def test_a_kept_tree_yields_its_room_and_is_computed_again() -> None:
     asyncio.run(check())
 
 
+def test_what_is_no_route_is_told_as_errors_are() -> None:
+    async def check() -> None:
+        with local_server() as url:
+            async with Client(url) as client:
+                status, told = await client.ask({}, "/v1/nothing")
+                assert (status, told["error"]["code"]) == (404, 404)
+                assert "POST /v1/nothing" in told["error"]["message"]
+                async with client.session.get(url + "/v1/completions") as answer:
+                    assert (answer.status, answer.headers["Allow"]) == (405, "POST")
+                    assert (await answer.json())["error"]["type"] == "invalid_request_error"
+
+    asyncio.run(check())
+
+
+def test_a_body_that_is_no_object_is_named() -> None:
+    async def check() -> None:
+        with local_server() as url:
+            async with Client(url) as client:
+                for path in ("/v1/completions", "/v1/chat/completions"):
+                    status, told = await client.ask([1], path)
+                    assert (status, told["error"]["param"]) == (400, None)
+                    assert told["error"]["message"] == "the body is [1]: send a JSON object"
+
+    asyncio.run(check())
+
+
 def test_a_server_without_branching_says_so() -> None:
     async def check() -> None:
         with local_server(app={"branching": False}) as url:
