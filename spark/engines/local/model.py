@@ -113,6 +113,9 @@ def fitting(model: PreTrainedModel) -> Iterator[None]:
         yield
     except Unfit as error:
         raise unfit(model, str(error)) from None
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        # the device's trouble, not the model's
+        raise
     except Exception as error:
         reason = f"its code fails where attention is replaced ({type(error).__name__}: {error})"
         raise unfit(model, reason) from error
