@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -59,9 +60,26 @@ def node_samples(tree: Tree, config: CreditConfig, group: int, version: int) -> 
 
 @dataclass(kw_only=True)
 class SparkRolloutWorker:
-    """Rolls out trees in a thread and queues their nodes; pass it as `rollout_worker`."""
+    """Rolls out trees in a thread and queues their nodes; pass it as `rollout_worker`.
 
-    engine: Callable[[], Engine]
+    Example:
+        # vllm serve MODEL --branching spark, with what TRL asks of it for its weights
+        worker = SparkRolloutWorker(
+            engine=lambda: HTTPEngine("http://localhost:8000"),
+            source=source,
+            chat=Chat(tokenizer),
+            tasks=source.tasks("train", 256),
+            config=RolloutConfig(leaves=8),
+        )
+        # TRL counts epochs by its data set and takes nothing else from it
+        prompts = [[{"role": "user", "content": task}] for task in worker.tasks]
+        trainer = AsyncGRPOTrainer(
+            model, train_dataset=Dataset.from_dict({"prompt": prompts}), rollout_worker=worker
+        )
+    """
+
+    engine: Callable[[], AbstractAsyncContextManager[Engine]]
+    """Called in the worker's thread, which leaves the engine when it ends."""
     source: EnvSource
     chat: Chat
     tasks: Sequence[str]
@@ -102,24 +120,28 @@ class SparkRolloutWorker:
             raise RuntimeError(f"the rollout worker has queued nothing for {stale_after_s} s")
 
     async def _roll(self) -> None:
-        common: dict[str, Any] = {"source": self.source, "chat": self.chat, "config": self.config}
         try:
-            engine = self.engine()
-            for first in count(0, self.together):
-                groups, version = range(first, first + self.together), self.model_version
-                tasks = [self.tasks[group % len(self.tasks)] for group in groups]
-                seed = derive_seed("trl", self.seed, first)
-                trees = await rollout(tasks, engine=engine, seed=seed, **common)
-                if self._stop.is_set():
-                    # where no tree teaches anything, nothing below would ask
-                    return
-                for group, tree in zip(groups, trees, strict=True):
-                    for sample in node_samples(tree, self.credit_config, group, version):
-                        while self.rollout_buffer.full() and not self._stop.is_set():
-                            await asyncio.sleep(0.01)
-                        if self._stop.is_set():
-                            return
-                        self.rollout_buffer.put_nowait(sample)
-                        self._last = time.monotonic()
+            async with self.engine() as engine:
+                await self._queue(engine)
         except Exception as error:
             self._error = error
+
+    async def _queue(self, engine: Engine) -> None:
+        """Roll out round after round until told to stop."""
+        common: dict[str, Any] = {"source": self.source, "chat": self.chat, "config": self.config}
+        for first in count(0, self.together):
+            groups, version = range(first, first + self.together), self.model_version
+            tasks = [self.tasks[group % len(self.tasks)] for group in groups]
+            seed = derive_seed("trl", self.seed, first)
+            trees = await rollout(tasks, engine=engine, seed=seed, **common)
+            if self._stop.is_set():
+                # where no tree teaches anything, nothing below would ask
+                return
+            for group, tree in zip(groups, trees, strict=True):
+                for sample in node_samples(tree, self.credit_config, group, version):
+                    while self.rollout_buffer.full() and not self._stop.is_set():
+                        await asyncio.sleep(0.01)
+                    if self._stop.is_set():
+                        return
+                    self.rollout_buffer.put_nowait(sample)
+                    self._last = time.monotonic()

@@ -19,10 +19,12 @@ class StoreError(OSError):
 
 def save_tree(path: Path | str, tree: Tree) -> None:
     """Append `tree` to `path`, whole or not at all. Raises StoreError, e.g. when the disk is full,
-    and ValueError where a number is not finite.
+    and ValueError for what `load_trees` would refuse: scores missing, numbers that are not finite.
 
     An incomplete last line, left by a process that was killed, is cut off first.
     """
+    for index, node in enumerate(tree.nodes):
+        _check_lengths(index, node)
     try:
         append_line(path, {"schema": SCHEMA, **asdict(tree)})
     except OSError as error:
@@ -106,14 +108,22 @@ def _node(index: int, record: dict[str, Any]) -> Node:
     _check_names(Node, record)
     allowed = {int(offset): ids for offset, ids in record.pop("allowed").items()}
     node = Node(allowed=allowed, **record)
-    lengths = {len(x) for x in (node.tokens, node.sampled, node.logprobs, node.entropies)}
-    if len(lengths | {len(node.log_kept_mass)}) != 1:
-        raise ValueError(f"node {index}: the per-token lists differ in length")
+    _check_lengths(index, node)
     if (node.parent is None) != (index == 0):
         raise ValueError(f"node {index}: its parent is {node.parent}; the prompt alone has none")
     if node.parent is not None and not 0 <= node.parent < index:
         raise ValueError(f"node {index}: its parent {node.parent} does not precede it")
     return node
+
+
+def _check_lengths(index: int, node: Node) -> None:
+    for name in ("sampled", "logprobs", "entropies", "log_kept_mass"):
+        count = len(getattr(node, name))
+        if count != len(node.tokens):
+            raise ValueError(
+                f"node {index}: {name} has {count} entries for {len(node.tokens)} tokens; give one "
+                "a token, 0.0 for a score that is not known"
+            )
 
 
 def _check_names(cls: type, record: Any) -> None:

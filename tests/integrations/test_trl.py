@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "rollout"))
 
 import bigram
 from corridor import PlainCorridors
+from datasets import Dataset
 from reference_engine import ReferenceEngine
+from trl.experimental.async_grpo import AsyncGRPOTrainer
 from trl.experimental.async_grpo.async_rollout_worker import RolloutSample
 from trl.experimental.async_grpo.packing import TreeRow
 
+from spark.engines.http import HTTPEngine
 from spark.integrations.trl import TOKENWISE, SparkRolloutWorker, node_samples
 from spark.rollout import Chat, RolloutConfig
 from spark.train.credit import CreditConfig, credit
@@ -122,6 +127,25 @@ def test_the_worker_obeys_trls_protocol() -> None:
     assert all(sample.advantage for sample in samples)
     with pytest.raises(ValueError, match='credit_config needs normalise="token"'):
         worker(credit_config=CreditConfig())
+
+
+def test_its_example_runs() -> None:
+    example = inspect.cleandoc(SparkRolloutWorker.__doc__ or "").partition("Example:\n")[2]
+    names: dict[str, Any] = {
+        "AsyncGRPOTrainer": inspect.signature(AsyncGRPOTrainer).bind,
+        "Chat": Chat,
+        "Dataset": Dataset,
+        "HTTPEngine": HTTPEngine,
+        "RolloutConfig": RolloutConfig,
+        "SparkRolloutWorker": SparkRolloutWorker,
+        "model": "Qwen/Qwen3-0.6B",
+        "source": PlainCorridors(),
+        "tokenizer": bigram.tokenizer(),
+    }
+    exec(textwrap.dedent(example), names)
+    given = names["trainer"].arguments
+    assert given["rollout_worker"] is names["worker"]
+    assert len(given["train_dataset"]) == len(names["worker"].tasks) == 256
 
 
 def test_a_failure_is_told() -> None:

@@ -30,8 +30,9 @@ def test_stop_ends_a_worker_whose_trees_teach_nothing(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(trl, "rollout", rollout)
     monkeypatch.setattr(trl, "node_samples", lambda *_: iter(()))
+    engine = ReferenceEngine(bigram.next_logits, bigram.tokenizer())
     worker = trl.SparkRolloutWorker(
-        engine=lambda: ReferenceEngine(bigram.next_logits, bigram.tokenizer()),
+        engine=lambda: engine,
         source=PlainCorridors(),
         chat=Chat(bigram.tokenizer()),
         tasks=["corridor/40/3"],
@@ -41,3 +42,5 @@ def test_stop_ends_a_worker_whose_trees_teach_nothing(monkeypatch: pytest.Monkey
     worker.stop()
     worker.check_health(60.0)
     assert rounds == [0]
+    # its connections would be complained about at exit
+    assert engine.left

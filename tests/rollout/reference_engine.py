@@ -31,9 +31,17 @@ class ReferenceEngine:
         self._delay = None if jitter is None else random.Random(jitter)
         self._ids = count()
         self.live: dict[int, tuple[list[int], list[bool]]] = {}
+        self.left = False
+        """Whether it was a context manager that has ended."""
         self._stats = dict.fromkeys(
             ("generated", "prefilled", "reused", "recomputed", "forks", "preemptions"), 0
         )
+
+    async def __aenter__(self) -> ReferenceEngine:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.left = True
 
     async def open(self, tokens: Sequence[int]) -> int:
         seq = self._new(list(tokens), [False] * len(tokens))

@@ -93,7 +93,10 @@ def test_lines_name_their_schema(path: Path) -> None:
         (lambda line: line.replace('"weight_version": 0, ', ""), "line 2: .*tree: weight_version"),
         (lambda line: line.replace('"turn": -1, ', ""), "line 2: .*node: turn"),
         (lambda line: line.replace('"done"', '"ended"'), "line 2: .*node: done, ended"),
-        (lambda line: line.replace('"tokens": []', '"tokens": [4]'), "line 2: node 0: .*length"),
+        (
+            lambda line: line.replace('"tokens": []', '"tokens": [4]'),
+            "line 2: node 0: sampled has 0",
+        ),
         (lambda line: line.replace('"parent": 0', '"parent": 1'), "line 2: node 1: its parent 1"),
         (lambda line: line.replace('"parent": 0', '"parent": null'), "line 2: node 1: .*None"),
         (lambda line: line.replace('"parent": null', '"parent": 0'), "line 2: node 0: its parent"),
@@ -117,6 +120,16 @@ def test_numbers_that_json_has_not_are_not_written(path: Path, reward: float) ->
     before = path.read_bytes()
     with pytest.raises(ValueError, match="not JSON compliant"):
         save_tree(path, Tree(task="t", seed=1, nodes=[Node(parent=None, reward=reward)]))
+    assert path.read_bytes() == before
+
+
+def test_a_tree_without_scores_is_told_what_it_lacks(path: Path) -> None:
+    before = path.read_bytes()
+    bare = Node(parent=None, tokens=[4, 5], sampled=[True, True])
+    with pytest.raises(
+        ValueError, match=r"node 0: logprobs has 0 entries for 2 tokens; give .*0\.0"
+    ):
+        save_tree(path, Tree(task="t", seed=1, nodes=[bare]))
     assert path.read_bytes() == before
 
 
