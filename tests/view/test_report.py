@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sample_run import WORDS, make_tree, write_run
 
-from spark.core import Tree
+from spark.core import Node, Tree
 from spark.rollout.store import load_trees, save_tree
 from spark.train.credit import CreditConfig, credit
 from spark.view.records import Pieces, charts, tree_record
@@ -49,6 +49,19 @@ def test_node_text_cannot_end_the_script(tmp_path: Path) -> None:
     page = write_report(write_run(tmp_path / "run")).read_text()
     assert page.count("</script>") == 2
     assert r"\u003c/script\u003e\u003cb\u003e" in page
+
+
+def test_a_tree_whose_scores_are_not_known_is_drawn(tmp_path: Path) -> None:
+    zeros = {"logprobs": [0.0] * 2, "log_kept_mass": [0.0] * 2, "entropies": [0.0] * 2}
+    bare = {"parent": 0, "turn": 0, "done": True}
+    nodes = [
+        Node(parent=None, turn=-1, tokens=[5, 6], sampled=[False] * 2, **zeros),
+        Node(**bare, tokens=[7, 8], sampled=[True] * 2, **zeros),
+        Node(**bare),
+    ]
+    save_tree(tmp_path / "trees.jsonl", Tree(task="t", seed=1, nodes=nodes))
+    (drawn,) = embedded(write_report(tmp_path / "trees.jsonl"))["trees"]
+    assert [node["entropy"] for node in drawn["nodes"]] == [None, 0.0, None]
 
 
 def test_records_carry_the_numbers_of_the_tree() -> None:
