@@ -73,7 +73,8 @@ def stop(engine: Any) -> None:
     Its own `shutdown` ends everything that this process has started, other engines included.
     """
     atexit.unregister(engine.shutdown)
-    watchdog = engine.tokenizer_manager._subprocess_watchdog
+    manager = engine.tokenizer_manager
+    watchdog = manager._subprocess_watchdog
     if watchdog is not None:
         # it would take what follows for a crash, and end this process
         watchdog.stop()
@@ -86,3 +87,6 @@ def stop(engine: Any) -> None:
         with suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(doomed, 20)
+    for socket in (engine.send_to_rpc, manager.send_to_scheduler, manager.recv_from_detokenizer):
+        # collected open, its context may wait for it for ever
+        socket.close(linger=0)
