@@ -72,13 +72,13 @@ class Worker:
         self._closed.append(handle)
 
     def kill(self) -> None:
-        """End the process, whatever it is doing."""
+        """End the process, whatever it is doing; two threads may do so at once."""
         self.gone = True
         if self._process is not None:
             self._process.kill()
             self._process.join()
-        if self._line is not None:
-            self._line.close()
+        # closed with the last reference: a request may still read from it
+        self._line = None
 
     def _start(self) -> Connection:
         ours, theirs = CONTEXT.Pipe()
@@ -96,15 +96,15 @@ class Worker:
             # the pool was closed in the meantime
             self.kill()
             raise WorkerGone
-        if not self._line.poll(START_SECONDS):
+        if not ours.poll(START_SECONDS):
             self.kill()
             raise EnvError(f"a worker process did not start within {START_SECONDS} s")
         try:
-            self._line.recv()
+            ours.recv()
         except (EOFError, OSError) as error:
             self.kill()
             raise WorkerLost from error
-        return self._line
+        return ours
 
 
 def _serve(line: Connection, source: EnvSource) -> None:

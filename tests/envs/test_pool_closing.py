@@ -4,6 +4,8 @@ import asyncio
 import os
 import signal
 import threading
+import time
+from multiprocessing.connection import Connection
 
 import pytest
 from toy_envs import CorridorSource, Counted, Forgetful, Gated, SourceOf
@@ -77,6 +79,29 @@ def test_an_environment_closed_while_its_request_waits_is_not_left_open(wanted):
     # what is closed is closed with the request after it
     assert texts[1] == "1 open"
     assert live == 1
+
+
+def test_a_pool_closed_under_a_request_closes_its_line_once(monkeypatch):
+    close, came = Connection._close, []
+
+    def slowly(line):
+        time.sleep(0.2)
+        close(line)
+
+    def hang(env):
+        try:
+            env.step("hang")
+        except EnvError as error:
+            came.append(error)
+
+    with PooledSource(CorridorSource(), workers=1) as source:
+        env = source.make()
+        env.reset("corridor")
+        asking = threading.Thread(target=hang, args=(env,), daemon=True)
+        asking.start()
+        monkeypatch.setattr(Connection, "_close", slowly)
+    asking.join()
+    assert "closed" in str(came[0])
 
 
 def closed_at(gate, env, request):
