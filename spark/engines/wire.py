@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json as json_module
+import logging
 import time
 from typing import Any, Protocol
 
@@ -11,9 +12,11 @@ import aiohttp
 
 from spark.engines.base import EngineError, SamplingParams
 
+logger = logging.getLogger(__name__)
+
 FULL = (429, 503)
 """Answers of a server that has done nothing: the same request may pass later."""
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 5.0
+FIRST_PAUSE_S, TOLD_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0, 5.0
 
 
 class Refused(ValueError):
@@ -65,6 +68,8 @@ class Wire:
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._session: aiohttp.ClientSession | None = None
         self._facts: dict[str, Any] = {}
+        self._told = False
+        """Of trouble that lasts, once until requests pass again."""
 
     async def close(self) -> None:
         """Close the connections."""
@@ -116,6 +121,7 @@ class Wire:
             try:
                 status, answer = await self._once(method, path, content)
                 if status not in passing:
+                    self._told = False
                     return status, answer
                 trouble = _message(answer)
             except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
@@ -125,6 +131,9 @@ class Wire:
                 raise EngineError(f"{self.url} took over {self._timeout.total} s") from None
             if time.monotonic() + pause > end:
                 raise EngineError(f"{self.url}: {trouble} (for {self._patience_s} s)")
+            if pause > TOLD_PAUSE_S and not self._told:
+                self._told = True
+                logger.warning("%s: %s; trying for %s s", self.url, trouble, self._patience_s)
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
 

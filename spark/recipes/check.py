@@ -17,7 +17,7 @@ def check(recipe: Recipe, model: PreTrainedModel) -> None:
     _check_logger(recipe.train.report_to)
     _check_adapters(recipe, model)
     if recipe.train.reference is not None:
-        _check_reference(recipe.train.reference, model)
+        _check_reference(recipe.train.reference, recipe.train.loss.kl, model)
 
 
 def _check_logger(name: str) -> None:
@@ -41,7 +41,12 @@ def _check_adapters(recipe: Recipe, model: PreTrainedModel) -> None:
         raise ValueError(f"model.lora.targets={lora.targets}: {error}") from error
 
 
-def _check_reference(path: str, model: PreTrainedModel) -> None:
+def _check_reference(path: str, kl: float, model: PreTrainedModel) -> None:
+    if not kl:
+        raise ValueError(
+            f"train.reference={path!r} has no effect with train.loss.kl={kl}: give the KL term a "
+            "weight, or leave the reference out"
+        )
     reference, _ = load_policy(ModelConfig(path=path), "train.reference")
     own, other = (each.get_input_embeddings().num_embeddings for each in (model, reference))
     if own != other:

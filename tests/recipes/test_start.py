@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from importlib.util import find_spec
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from spark.recipes.events import Progress
 from spark.recipes.policy import load_policy, with_lora
 from spark.recipes.run import train
 from spark.recipes.session import Session
+from spark.train.config import LossConfig
 
 
 def changed(recipe: Recipe, part: str, **fields: Any) -> Recipe:
@@ -51,6 +52,11 @@ def test_there_must_be_a_run_to_resume(tmp_path: Path) -> None:
         ("train", {"report_to": "wandb"}, r"train\.report_to='wandb': .*pip install wandb"),
         ("train", {"reference": "nowhere"}, r"train\.reference='nowhere' cannot be loaded"),
         ("train", {"reference": "scienceworld"}, r"train\.reference='scienceworld' has a vocab"),
+        (
+            "train",
+            {"reference": "first_light", "loss": LossConfig(kl=0.0)},
+            r"reference='first_light' has no effect with train\.loss\.kl=0\.0",
+        ),
         ("model", {"lora": LoraConfig(rank=2, targets=("q_porj",))}, r"targets=.*not found"),
         ("model", {"lora": LoraConfig(rank=2, targets=("lm_head",))}, "leave it out of the LoRA"),
     ],
@@ -86,9 +92,10 @@ def test_the_local_engine_runs_where_it_is_told(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
-def test_an_engine_that_is_not_installed_says_how_to_install_it(engine: str) -> None:
-    if find_spec(engine) is not None:
-        pytest.skip(f"{engine} is installed")
+def test_an_engine_that_is_not_installed_says_how_to_install_it(
+    engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, engine, None)
     with pytest.raises(ValueError, match=rf"pip install 'spark-branching\[{engine}\]'"):
         Session(micro(engine=engine), *load_policy(micro().model))
 

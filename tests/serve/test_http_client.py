@@ -209,6 +209,29 @@ def test_servers_of_another_kind_are_refused() -> None:
     asyncio.run(check())
 
 
+def test_of_a_server_that_is_not_there_is_told_while_it_is_waited_for(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def check() -> None:
+        with local_server() as url:
+            pass
+        async with HTTPEngine(url, patience_s=1.5) as gone:
+            with pytest.raises(EngineError, match="run there"):
+                await asyncio.gather(gone.open([1, 2]), gone.open([1, 2]))
+        assert not caplog.records
+        async with HTTPEngine(url, patience_s=4.0) as gone:
+            waiting = asyncio.gather(gone.open([1, 2]), gone.open([1, 2]))
+            while not caplog.records:
+                await asyncio.sleep(0.05)
+            assert not waiting.done()
+            with pytest.raises(EngineError, match="run there"):
+                await waiting
+        (told,) = caplog.messages
+        assert url in told and "`spark serve MODEL` run there?; trying for 4.0 s" in told
+
+    asyncio.run(check())
+
+
 def test_a_cancelled_sample_leaves_no_trace() -> None:
     async def check() -> None:
         with local_server(step_s=0.01) as url:
