@@ -43,8 +43,7 @@ test-slow: setup
 	$(PYTEST) -m "slow and not gpu and not vllm and not sglang"
 
 # vLLM's CPU build in its own environment. PyPI's torchvision and its kin link CUDA and break
-# transformers' import; Triton has no CPU backend. Spark's kernels are those of `make setup`: the
-# stable ABI loads in every torch.
+# transformers' import; Triton has no CPU backend. Spark's kernels are those of `make setup`.
 VLLM := .venv-vllm
 VLLM_PIP := $(VLLM)/bin/pip install --quiet --disable-pip-version-check -c tools/vllm/constraints.txt
 
@@ -59,7 +58,7 @@ $(VLLM)/.engine: tools/vllm/constraints.txt tools/vllm/shim/pyproject.toml
 $(VLLM)/.built: $(VLLM)/.engine $(VENV)/.built pyproject.toml
 	$(VLLM_PIP) $$(sed -n '/^requires = /s/.*\[\(.*\)\]/\1/p' pyproject.toml | tr -d '",') \
 	  pytest hypothesis scipy
-	SPARK_CUDA=OFF SPARK_BUILD_DIR=build/cmake-vllm $(VLLM_PIP) --no-build-isolation -e '.[alfworld,train]'
+	SPARK_USE_PRECOMPILED=1 $(VLLM_PIP) --no-build-isolation -e '.[alfworld,train]'
 	touch $@
 
 test-vllm: $(VLLM)/.built
@@ -81,9 +80,9 @@ $(SGLANG)/.dependencies: $(SGLANG_TESTS)/requirements.txt pyproject.toml constra
 	  $$(sed -n '/^requires = /s/.*\[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
 	touch $@
 
-$(SGLANG)/.built: $(SGLANG)/.dependencies $(BUILD_INPUTS)
-	PATH="$(abspath $(SGLANG)/bin):$$PATH" SPARK_CUDA=OFF SPARK_BUILD_DIR=build/cmake-sglang \
-	  $(SGLANG_PIP) --no-build-isolation -c $(SGLANG_TESTS)/requirements.txt -e '.[alfworld,train,serve]'
+$(SGLANG)/.built: $(SGLANG)/.dependencies $(VENV)/.built
+	SPARK_USE_PRECOMPILED=1 $(SGLANG_PIP) --no-build-isolation \
+	  -c $(SGLANG_TESTS)/requirements.txt -e '.[alfworld,train,serve]'
 	touch $@
 
 $(SGLANG)/0.5.23: | $(SGLANG)/.dependencies
@@ -116,7 +115,7 @@ test-integrations: $(INTEGRATIONS)/.built
 	PYTHONPATH=. $(INTEGRATIONS)/bin/python -m pytest tests/integrations
 
 # what the three suites above install for themselves, for CI to do beside other tests; not Spark
-# itself, whose kernels would change under them
+# itself, whose metadata would change under them
 environments: $(VLLM)/.engine $(INTEGRATIONS)/.built $(SGLANG)/.dependencies \
   $(SGLANG)/0.5.23 $(SGLANG)/0.5.19
 

@@ -73,4 +73,17 @@ def replace(source: str, target: str) -> str:
     return shutil.copy2(source, target)
 
 
-setup(ext_modules=[Extension("spark_kernels._C", [])], cmdclass={"build_ext": CMakeBuild})
+def to_build() -> list[Extension]:
+    """Return what CMake is to build: nothing with SPARK_USE_PRECOMPILED=1.
+
+    An editable install in a second environment then shares the kernels that lie in place; the
+    stable ABI loads in every torch.
+    """
+    if os.environ.get("SPARK_USE_PRECOMPILED") != "1":
+        return [Extension("spark_kernels._C", [])]
+    if not list(ROOT.glob("spark_kernels/lib/*.so")):
+        sys.exit("SPARK_USE_PRECOMPILED=1, but nothing was built in place yet: run `make setup`")
+    return []
+
+
+setup(ext_modules=to_build(), cmdclass={"build_ext": CMakeBuild})
