@@ -75,5 +75,8 @@ def one_line(error: BaseException) -> str:
 def overview() -> str:
     """Return the help text of `spark`."""
     lines = [f"  {name:<8} {summary}" for name, summary in SUMMARIES.items()]
-    tail = "spark COMMAND --help lists a command's fields."
+    tail = (
+        "spark COMMAND --help lists a command's fields; SPARK_TRACEBACK=1 shows where an error was "
+        "raised."
+    )
     return "\n".join(["usage: spark COMMAND ...", "", *lines, "", tail])

@@ -20,7 +20,7 @@ class CheckOptions:
     Exit code 1 when a rule is broken or a fork goes another way than its environment promises.
     """
 
-    source: Annotated[str, tyro.conf.Positional]
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Name of an environment, or module:Source with a class or function that makes a source."""
     split: str = "train"
     """Split whose tasks are used."""
@@ -35,18 +35,18 @@ class CheckOptions:
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
     if argv and argv[0] in ("-h", "--help"):
-        print(f"usage: {USAGE}")
+        print(f"usage: {USAGE}\n\nspark env check --help lists the fields.")
         return
     if not argv or argv[0] != "check":
         raise ValueError(f"unknown {' '.join(argv[:1]) or 'nothing'!r}; use: {USAGE}")
     options = parse(CheckOptions, argv[1:], prog="spark env check")
     if not options.depths or min(options.depths) < 1:
         raise ValueError(f"depths={options.depths} must be positive")
-    from spark.envs import ENVS
+    from spark.envs import load_source
     from spark.envs.conformance import conform
     from spark.envs.measure import measure
 
-    source = ENVS.make(options.source)
+    source = load_source(options.source)
     try:
         conform(source, split=options.split)
         print("rules          kept")

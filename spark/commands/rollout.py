@@ -23,7 +23,7 @@ class RolloutOptions:
     policy: str | None = None
     """Folder or model name; None = the recipe's start."""
     split: str = "L0"
-    """L0: seen rooms and task types, L1: unseen rooms, L2: unseen task types."""
+    """L0: like training, L1: further away, L2: furthest (docs/environments.md says how)."""
     tasks: int = 8
     """Number of tasks, one tree each."""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]

@@ -28,8 +28,8 @@ class ServeOptions:
     """Serve a model with the embedded engine. `--engine vllm` and `--engine sglang` run that
     engine's own server, with all of its flags, and the same branching."""
 
-    model: Annotated[str, tyro.conf.Positional]
-    """Folder, committed checkpoint or model name."""
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """Folder, model name or committed checkpoint."""
     engine: Literal["local", "vllm", "sglang"] = "local"
     """Where the model runs."""
     branching: Literal["spark", "none"] = "spark"
@@ -42,8 +42,8 @@ class ServeOptions:
     """Name that clients use; None = `model`."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of weights and KV cache; auto = as the model is stored."""
-    device: str = "cpu"
-    """Where the model is put, e.g. cuda."""
+    device: str | None = None
+    """Where the model is put, e.g. cuda; None = on a GPU if there is one."""
     kv_blocks: int = 8192
     """Blocks of the KV cache."""
     block_size: int = 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,8 @@ def main(argv: Sequence[str]) -> None:
         train(options.recipe, options.run_dir, resume=options.resume)
         return
     resume = [flag for flag in flags if flag != "--resume"]
-    again = " ".join(["spark train", name, *resume, "--resume"])
+    launcher = "torchrun ... -m spark" if join().sharded else "spark"
+    again = f"{launcher} train {shlex.join([name, *resume, '--resume'])}"
     try:
         with LiveProgress(name) as show:
             summary = train(

@@ -18,7 +18,7 @@ LATEST = -1
 class ViewOptions:
     """Write the report of a run (or of a file of trees), or draw one tree in the terminal."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory, or a file of trees."""
     terminal: bool = False
     """Print one tree here instead of writing the page."""

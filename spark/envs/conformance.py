@@ -104,9 +104,10 @@ def _check_answer(text: str, info: dict[str, Any]) -> None:
     _need(isinstance(text, str) and bool(text), f"the observation is {text!r}, not text")
     _need(isinstance(info.get("won"), bool), 'info["won"] must be True or False')
     _need("admissible" in info, 'info["admissible"] is missing; None where any text is accepted')
-    commands = info["examples"] if info["admissible"] is None else info["admissible"]
+    name = "examples" if info["admissible"] is None else "admissible"
+    commands = info.get(name)
     listed = isinstance(commands, Sequence) and all(isinstance(each, str) for each in commands)
-    _need(listed, f'info["admissible"] is {commands!r}, not a sequence of text')
+    _need(listed, f'info["{name}"] is {commands!r}, not a sequence of text')
 
 
 def _same(before: list[Step], now: list[Step], exact: bool, where: str) -> None:

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spark.engines.local import LocalEngine
-from spark.engines.local.model import check_device
+from spark.engines.local.model import pick_device
 from spark.recipes.config import Recipe
 from spark.recipes.policy import resolve
 from spark.serve.launch import need
@@ -26,7 +26,7 @@ def embedded(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokeni
     Raises ValueError when the engine is not installed, or the recipe's device cannot be used.
     """
     if recipe.engine == "local":
-        device = check_device(recipe.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = pick_device(recipe.device)
         return LocalEngine(
             cast(Any, _copied(model, getattr(torch, recipe.model.dtype))).to(device),
             num_blocks=recipe.kv_blocks,

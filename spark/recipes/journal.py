@@ -75,6 +75,24 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     draft.replace(path)
 
 
+def as_json(value: dict[str, Any]) -> dict[str, Any]:
+    """Return `value` as `read_json` gives what `write_json` wrote of it."""
+    told: dict[str, Any] = json.loads(json.dumps(value, default=str))
+    return told
+
+
+def changed_names(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return what differs, e.g. ["train.lr"]; a setting that is not there counts as None."""
+    names = []
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            names += [f"{name}.{inner}" for inner in changed_names(old, new)]
+        elif old != new:
+            names.append(name)
+    return names
+
+
 def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
     """Rewrite the JSON Lines of `path` with those that are whole and `wanted`."""
     if not path.exists():

@@ -42,9 +42,10 @@ def load_policy(
             path, dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        make = "; `spark sft RECIPE` makes those in runs/" if path.startswith("runs/") else ""
         raise ValueError(
             f"{field}={config.path!r} cannot be loaded ({error}); give a folder that "
-            "save_pretrained wrote, or a model's name"
+            f"save_pretrained wrote, or a model's name{make}"
         ) from error
     model, report = loaded
     if missing := sorted(report["missing_keys"]):

@@ -13,7 +13,7 @@ from spark.recipes.arm import ArmRun
 from spark.recipes.check import check
 from spark.recipes.config import ModelConfig, Recipe
 from spark.recipes.events import OnProgress, Phase, Progress, ignore
-from spark.recipes.journal import Journal, write_json
+from spark.recipes.journal import Journal, as_json, changed_names, read_json, write_json
 from spark.recipes.policy import load_policy, save_policy
 from spark.recipes.session import Session
 from spark.train.team import Team, join
@@ -85,13 +85,13 @@ class _Experiment:
         folder, state = self.journal.folder, self.journal.read_state()
         if not state:
             write_json(folder / BEGUN, asdict(self.recipe))
-            return {"recipe": repr(self.recipe), "wall_s": 0.0, "before": dict(start), "arms": {}}
+            return {"wall_s": 0.0, "before": dict(start), "arms": {}}
         if not resume:
-            raise ValueError(f"{folder} holds a run; resume it, or choose another folder")
-        if state["recipe"] != repr(self.recipe):
+            raise ValueError(f"{folder} holds a run; add --resume, or choose another --run_dir")
+        if other := changed_names(read_json(folder / BEGUN), as_json(asdict(self.recipe))):
             raise ValueError(
-                f"{folder} was started with other settings; resume it with the same ones, or "
-                "choose another folder"
+                f"{folder} was started with other settings ({', '.join(other)}; {BEGUN} has them); "
+                "resume it with the same ones, or choose another --run_dir"
             )
         return state
 

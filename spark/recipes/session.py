@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from spark.core import Tree
 from spark.engines import ENGINES
 from spark.engines.affinity import AffinityEngine
-from spark.envs import ENVS
+from spark.envs import load_source
 from spark.envs.base import EnvSource
 from spark.envs.pool import PooledSource
 from spark.recipes.config import EnvConfig, Recipe
@@ -30,10 +30,10 @@ def make_source(config: EnvConfig) -> EnvSource:
     """Return the source of tasks. Raises ValueError for an unknown environment, or none."""
     if config.name == "alfworld":
         games = {"scenes": config.scenes} if config.data is None else {"data": config.data}
-        source = ENVS.make(config.name, **games, idle_commands=False)
+        source = load_source(config.name, **games, idle_commands=False)
     else:
         options = getattr(config, config.name, None)
-        source = ENVS.make(config.name, *([] if options is None else [options]))
+        source = load_source(config.name, *([] if options is None else [options]))
     return PooledSource(source, workers=config.workers) if config.workers else source
 
 

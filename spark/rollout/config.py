@@ -101,6 +101,9 @@ class RolloutConfig:
         for name in ("pace_turns", "max_seconds", "invalid_limit", "step_seconds"):
             self._need(name, (value := getattr(self, name)) is None or value > 0, "must be > 0")
         self._need("root_cap", self.root_cap is None or self.root_cap >= 0, "must be >= 0")
+        branches = self.rule != "none" or self.planner != "none"
+        spare = f'takes all leaves={self.leaves}, nothing can branch: use fewer, or rule="none"'
+        self._need("roots", not branches or self.roots < self.leaves, spare)
         budget = self.max_generated_tokens
         enough = budget is None or budget >= self.leaves
         self._need("max_generated_tokens", enough, "must give every leaf at least one token")

@@ -31,7 +31,7 @@ class Metrics:
         self._reused = counter("reused_tokens_total", "Output tokens forked leaves did not sample")
         self._recomputed = counter("recomputed_tokens_total", "Tokens computed again for forks")
         self._rejected = counter("branch_rejected_total", "Wishes of a rule not granted", "reason")
-        self._refused = counter("requests_refused_total", "Requests answered 429 or 503", "reason")
+        self._refused = counter("requests_refused_total", "Requests answered 429", "reason")
         self._latency = Histogram(
             "spark:fork_latency_seconds",
             "From a fork's decision to the child's first token",

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from spark.engines.local import LocalEngine
-from spark.engines.local.model import check_device
+from spark.engines.local.model import pick_device
 from spark.recipes.policy import resolve
 from spark.rollout.chat import template_source
 from spark.serve.app import make_app
@@ -35,9 +35,9 @@ def run(options: ServeOptions) -> None:
     """Serve until interrupted. Raises OSError when the address cannot be had."""
     # mistakes are told before a model is loaded
     template = template_source(options.chat_template)
-    check_device(options.device)
+    device = pick_device(options.device)
     listener, address = bind(options.host, options.port)
-    model, tokenizer = load(options)
+    model, tokenizer = load(options, device)
     engine = LocalEngine(
         model,
         num_blocks=options.kv_blocks,
@@ -57,8 +57,10 @@ def run(options: ServeOptions) -> None:
     Server(config, address).run(sockets=[listener])
 
 
-def load(options: ServeOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return model and tokenizer. Raises ValueError when they cannot be loaded."""
+def load(
+    options: ServeOptions, device: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return model, on `device`, and tokenizer. Raises ValueError when they cannot be loaded."""
     path, dtype = resolve(options.model), options.dtype
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
@@ -70,7 +72,7 @@ def load(options: ServeOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
             f"model={options.model!r} cannot be loaded ({error}); give a folder that "
             "save_pretrained wrote, a committed checkpoint, or a model's name"
         ) from error
-    return model.to(options.device).eval(), tokenizer
+    return model.to(device).eval(), tokenizer
 
 
 class Server(uvicorn.Server):

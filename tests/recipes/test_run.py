@@ -109,9 +109,10 @@ def test_progress_reaches_the_end(tmp_path: Path) -> None:
 
 
 def test_another_recipe_does_not_resume_a_run(straight: tuple[Path, dict[str, Any]]) -> None:
-    with pytest.raises(ValueError, match="started with other settings"):
-        train(micro(seed=1), straight[0], resume=True)
-    with pytest.raises(ValueError, match="holds a run; resume it"):
+    other = dataclasses.replace(micro(seed=1), train=dataclasses.replace(micro().train, lr=1e-9))
+    with pytest.raises(ValueError, match=r"started with other settings \(seed, train\.lr; recipe"):
+        train(other, straight[0], resume=True)
+    with pytest.raises(ValueError, match="holds a run; add --resume"):
         train(micro(), straight[0])
 
 
@@ -123,7 +124,7 @@ def test_an_interrupted_run_is_one_before_its_first_evaluation(tmp_path: Path) -
     known = {"L0": 0.5}
     with pytest.raises(Stop):
         train(micro(), tmp_path / "run", on_progress=interrupt, start=known)
-    with pytest.raises(ValueError, match="holds a run; resume it"):
+    with pytest.raises(ValueError, match="holds a run; add --resume"):
         train(micro(seed=1), tmp_path / "run", start=known)
     with pytest.raises(ValueError, match="started with other settings"):
         train(micro(seed=1), tmp_path / "run", resume=True, start=known)

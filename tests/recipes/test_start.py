@@ -84,7 +84,7 @@ def test_the_local_engine_runs_where_it_is_told(monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(ValueError, match=f"device='{device}'.* use .*cpu"):
             embedded(micro(device=device), model, tokenizer)
     # one that every machine has, and none computes on
-    monkeypatch.setattr("spark.recipes.embedded.check_device", lambda name: name)
+    monkeypatch.setattr("spark.recipes.embedded.pick_device", lambda name: name)
     with pytest.raises(ValueError, match="on meta tensors"):
         embedded(micro(device="meta"), model, tokenizer)
     with pytest.raises(ValueError, match="device='cpu' is for engine='local' only"):
@@ -105,6 +105,9 @@ class NoTasks:
 
     def tasks(self, split: str, count: int, seed: int = 0) -> list[str]:
         return []
+
+    def make(self) -> None:
+        raise AssertionError("nobody has a task for it")
 
 
 def test_an_environment_without_tasks_is_named() -> None:

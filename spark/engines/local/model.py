@@ -47,7 +47,7 @@ def load(
         ValueError: a module has another dtype or device than asked for, or there is no such device.
     """
     if not isinstance(model, torch.nn.Module):
-        device = check_device(device or "cpu")
+        device = pick_device(device or "cpu")
         loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype or "auto")
         return cast(PreTrainedModel, loaded.to(device).eval())
     if hasattr(model, "get_base_model"):
@@ -62,8 +62,10 @@ def load(
     return model
 
 
-def check_device(name: str) -> str:
-    """Return `name`. Raises ValueError where this torch has no such device."""
+def pick_device(name: str | None) -> str:
+    """Return `name`, a GPU for None if there is one. Raises ValueError where torch has no such."""
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
         raise ValueError(f"device={name!r} is unknown: use cpu, cuda or cuda:N")
