@@ -47,7 +47,8 @@ ENVIRONMENTS = {
 }
 PARTS = ("rollout", "train", "train.credit", "train.loss", "model", "env")
 """Parts of a recipe that an arm's settings may be fields of."""
-ACTING = ("horizon", "max_tokens", "top_k", "top_p", "min_p", "constrain", "invalid_limit")
+ACTING = ("horizon", "max_tokens", "top_k", "top_p", "min_p")
+ACTING += ("constrain", "exclude_commands", "invalid_limit")
 """Fields of a rollout that say how a policy plays, whatever branches."""
 ARMS = [name for name in METHODS if name != "explorer"]
 

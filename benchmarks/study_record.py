@@ -107,7 +107,8 @@ def sampled_success(run: Run) -> dict[int, float]:
     from spark.recipes.session import Session
 
     recipe = METHODS["chain"](run.recipe())
-    recipe = replace(recipe, rollout=replace(recipe.rollout, leaves=SAMPLES, roots=SAMPLES))
+    acting = {"leaves": SAMPLES, "roots": SAMPLES, "temperature": recipe.eval.temperature}
+    recipe = replace(recipe, rollout=replace(recipe.rollout, **acting))
     model = load_policy(ModelConfig(path=str(run.folder / "checkpoints/spark/final")))
     with Session(recipe, *model) as session:
         games = session.eval_games(recipe.eval.curve)[:PASS_GAMES]

@@ -126,7 +126,7 @@ def pair_table(arms: Runs) -> str:
 
 
 def trigger_table(arms: Runs) -> str:
-    """Return which share of an arm's forks lies in which quarter of the turns and of training."""
+    """Return which share of an arm's forks lies in which quarter of the horizon and of training."""
     rows = []
     for arm, runs in arms.items():
         cells = []
@@ -134,14 +134,16 @@ def trigger_table(arms: Runs) -> str:
             quarters = [0, 0, 0, 0]
             for run in runs:
                 found = {int(at): count for at, count in run["triggers"][axis].items()}
-                last = max(found, default=0) + 1
+                steps = max(found, default=0) + 1
+                last = run["horizon"] if axis == "by_turn" else steps
                 for at, count in found.items():
-                    quarters[at * 4 // last] += count
+                    # a fork of the first decision is one of the prompt, whose turn is -1
+                    quarters[max(at, 0) * 4 // last] += count
             total = sum(quarters)
             cells.append(" ".join(f"{count / total:.0%}" for count in quarters) if total else "")
         if any(cells):
             rows.append([arm, *cells])
-    return table(["arm", "forks by quarter of the turns", "by quarter of the training"], rows)
+    return table(["arm", "forks by quarter of the horizon", "by quarter of the training"], rows)
 
 
 def curves(arms: Runs, axis: str) -> str:

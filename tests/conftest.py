@@ -9,6 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# the same examples each time, and no fault of theirs where a machine stalls
+settings.register_profile(
+    "spark", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("spark")
 
 if not torch.cuda.is_available():
     # read when a kernel is defined: Triton kernels run on CPU tensors, one program after the other

@@ -59,15 +59,16 @@ def test_targets_are_judged(asked: float, met: bool) -> None:
     found = compare(
         op="sleep",
         case={"ms": 1},
-        ours=lambda: time.sleep(0.001),
-        baselines={"slow": lambda: time.sleep(0.004)},
+        ours=lambda: 0.001,
+        baselines={"slow": lambda: 0.004},
         correct=lambda: True,
         floor=0.0005,
         targets={"slow": asked},
         rounds=3,
+        clock=lambda run, repeats: repeats * run(),
     )
-    assert found.met is met and found.ratio["slow"] > 2
-    assert found.floor == pytest.approx(0.5) and 0.1 < found.fraction_of_floor < 0.5
+    assert found.met is met and found.ratio["slow"] == pytest.approx(4)
+    assert found.floor == pytest.approx(0.5) and found.fraction_of_floor == pytest.approx(0.5)
 
 
 def test_rates_swap_the_extremes() -> None:

@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 FULL = (429, 503)
 """Answers of a server that has done nothing: the same request may pass later."""
 FIRST_PAUSE_S, TOLD_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0, 5.0
+DROP_PATIENCE_S = 1.0
+"""A server forgets trees by itself; who leaves one that has gone need not wait for it."""
 
 
 class Refused(ValueError):
@@ -107,16 +109,23 @@ class Wire:
 
     async def drop(self, tree: str) -> dict[str, Any]:
         """Delete a tree, which may be gone already."""
-        status, answer = await self._send("DELETE", f"/v1/trees/{tree}", {})
+        patience_s = min(self._patience_s, DROP_PATIENCE_S)
+        status, answer = await self._send("DELETE", f"/v1/trees/{tree}", {}, patience_s=patience_s)
         if status not in (200, 404):
             self._raise(status, answer)
         return answer
 
     async def _send(
-        self, method: str, path: str, content: Any, passing: tuple[int, ...] = FULL
+        self,
+        method: str,
+        path: str,
+        content: Any,
+        passing: tuple[int, ...] = FULL,
+        patience_s: float | None = None,
     ) -> tuple[int, dict[str, Any]]:
         """Return status and JSON; tries again while that is safe and patience lasts."""
-        end, pause = time.monotonic() + self._patience_s, FIRST_PAUSE_S
+        patience_s = self._patience_s if patience_s is None else patience_s
+        end, pause = time.monotonic() + patience_s, FIRST_PAUSE_S
         while True:
             try:
                 status, answer = await self._once(method, path, content)
@@ -130,10 +139,10 @@ class Wire:
             except TimeoutError:
                 raise EngineError(f"{self.url} took over {self._timeout.total} s") from None
             if time.monotonic() + pause > end:
-                raise EngineError(f"{self.url}: {trouble} (for {self._patience_s} s)")
+                raise EngineError(f"{self.url}: {trouble} (for {patience_s} s)")
             if pause > TOLD_PAUSE_S and not self._told:
                 self._told = True
-                logger.warning("%s: %s; trying for %s s", self.url, trouble, self._patience_s)
+                logger.warning("%s: %s; trying for %s s", self.url, trouble, patience_s)
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
 

@@ -26,7 +26,7 @@ def load_source(name: str, *given: Any, **named: Any) -> EnvSource:
     for method in ("tasks", "make"):
         if not callable(getattr(made, method, None)):
             raise ValueError(
-                f"environment {name!r}: {type(made).__name__} has no {method}(), so it is no source "
-                "of tasks; name the class that makes the environments"
+                f"environment {name!r}: {type(made).__name__} has no {method}(), so that it is no "
+                "source of tasks; name the class that makes the environments"
             )
     return made

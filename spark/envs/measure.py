@@ -74,7 +74,8 @@ def measure(
         differences=tuple(text for text in found if text is not None),
         steps_per_s=steps / spent,
         reset_ms=1e3 * median(resets),
-        memory_mb=resident_mb() - before,
+        # the system may take pages back meanwhile
+        memory_mb=max(0.0, resident_mb() - before),
     )
     env.close()
     return report

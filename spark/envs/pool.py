@@ -4,16 +4,16 @@ or crashes costs its own trajectory at most.
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from types import TracebackType
 from typing import Any
 
+from spark.envs.aside import aside
 from spark.envs.base import Determinism, EnvError, EnvSource, EnvTimeout, ForkKind
 from spark.envs.replay import Info, Record, Recorded
 from spark.envs.worker import Worker, WorkerGone, WorkerLost
@@ -189,47 +189,19 @@ class PooledEnv:
 
     async def reset_async(self, task: str, seed: int = 0) -> tuple[str, Info]:
         """`reset` without holding up the event loop."""
-        return await self._aside(self.reset, task, seed)
+        return await aside(lambda: self.reset(task, seed))
 
     async def step_async(self, action: str) -> tuple[str, float, bool, bool, Info]:
         """`step` without holding up the event loop."""
-        return await self._aside(self.step, action)
+        return await aside(lambda: self.step(action))
 
     async def restore_async(self, snapshot: Record) -> None:
         """`restore` without holding up the event loop."""
-        await self._aside(self.restore, snapshot)
+        await aside(lambda: self.restore(snapshot))
 
     async def fork_async(self) -> PooledEnv:
         """`fork` without holding up the event loop."""
-        return await self._aside(self.fork)
-
-    async def _aside(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        """Call in a thread that does not keep the program from ending."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
-
-        def settle(result: Any, error: Exception | None) -> None:
-            if future.cancelled():
-                # a fork that nobody waits for any more
-                if isinstance(result, PooledEnv):
-                    result.close()
-                return
-            if error is None:
-                future.set_result(result)
-            else:
-                future.set_exception(error)
-
-        def run() -> None:
-            result, failure = None, None
-            try:
-                result = call(*arguments)
-            except Exception as error:
-                failure = error
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(settle, result, failure)
-
-        threading.Thread(target=run, daemon=True).start()
-        return await future
+        return await aside(self.fork, unwanted=PooledEnv.close)
 
     def _ask(self, verb: str, *arguments: Any) -> tuple[Worker, Any]:
         """Return the worker that answered, and what; where it is gone, rebuild and ask again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import pickle
@@ -9,11 +10,14 @@ import signal
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.resource_tracker import ensure_running
 from typing import Any
 
 from spark.envs.base import Env, EnvError, EnvSource, EnvTimeout, RestoreError
 from spark.envs.guard import Guard
 from spark.envs.replay import Record
+
+logger = logging.getLogger(__name__)
 
 START_SECONDS = 120.0
 CONTEXT = multiprocessing.get_context("spawn")
@@ -83,6 +87,8 @@ class Worker:
     def _start(self) -> Connection:
         ours, theirs = CONTEXT.Pipe()
         process = CONTEXT.Process(target=_serve, args=(theirs, self._source), daemon=True)
+        # the first process of a program starts this as well, which lifts what we block
+        ensure_running()
         # an interrupt from the keyboard goes to every process: ours ends this one
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -163,7 +169,11 @@ class _Hosted:
 
     def close(self, handle: int) -> None:
         if env := self._envs.pop(handle, None):
-            env.close()
+            try:
+                env.close()
+            except Exception:
+                # of one that nobody has any more: the others here go on
+                logger.exception("an environment could not be closed")
 
     def _env(self, handle: int) -> Env:
         if handle not in self._envs:

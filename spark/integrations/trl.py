@@ -101,12 +101,14 @@ class SparkRolloutWorker:
 
     def start(self) -> None:
         """Begin to roll out."""
+        self._last = time.monotonic()
         self._thread.start()
 
     def stop(self) -> None:
-        """End after the trees under way."""
+        """End after the trees under way; one that was never started has none."""
         self._stop.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def update_model_version(self, model_version: int) -> None:
         """Note which weights the engine has; samples bear the version at their start."""

@@ -61,7 +61,11 @@ class Session:
             servers = [ENGINES[recipe.engine](url) for url in recipe.url.split(",")]
             self.engine = AffinityEngine(servers) if len(servers) > 1 else servers[0]
         if recipe.engine != "local":
-            self.publish(full_state(model), 0)
+            try:
+                self.publish(full_state(model), 0)
+            except BaseException as error:
+                self.__exit__(type(error), error, None)
+                raise
 
     def __enter__(self) -> Session:
         return self
@@ -72,10 +76,12 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._runner.run(self.engine.__aexit__(kind, error, trace))
-        self._runner.close()
-        if hasattr(self.source, "close"):
-            self.source.close()
+        try:
+            self._runner.run(self.engine.__aexit__(kind, error, trace))
+        finally:
+            self._runner.close()
+            if hasattr(self.source, "close"):
+                self.source.close()
 
     def rollout(
         self,

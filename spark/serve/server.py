@@ -57,9 +57,7 @@ def run(options: ServeOptions) -> None:
     Server(config, address).run(sockets=[listener])
 
 
-def load(
-    options: ServeOptions, device: str
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load(options: ServeOptions, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return model, on `device`, and tokenizer. Raises ValueError when they cannot be loaded."""
     path, dtype = resolve(options.model), options.dtype
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, Coroutine
@@ -18,6 +19,8 @@ from spark.serve.nodes import ServedTree
 from spark.serve.plan import Request, make_plan
 from spark.serve.protocol import Branching, RequestError
 from spark.serve.tree import TreeRun
+
+logger = logging.getLogger(__name__)
 
 FULL_RETRY_S = 1
 """Seconds after which a refused client should try again."""
@@ -111,7 +114,14 @@ class Trees:
             before = time.monotonic() - self.limits.idle_seconds
             for tree in list(self._trees.values()):
                 if not tree.busy and tree.last_used <= before:
-                    await self._drop(tree)
+                    await self._expire(tree)
+
+    async def _expire(self, tree: ServedTree) -> None:
+        """Drop `tree`; where that fails, others are still watched."""
+        try:
+            await self._drop(tree)
+        except Exception:
+            logger.exception("tree %s could not be dropped", tree.id)
 
     def _admit(self, n: int) -> None:
         limits = self.limits

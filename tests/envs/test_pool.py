@@ -192,6 +192,8 @@ def test_an_interrupt_from_the_keyboard_is_heard_by_the_program_alone():
             # the threads below end with the pool
             threading.excepthook = lambda _: None
             with PooledSource(CorridorSource(), workers=2) as pool:
+                # as it was before anything was started
+                assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
                 hung, starting = pool.make(), pool.make()
                 hung.reset("corridor")
                 threading.Thread(target=hung.step, args=("hang",), daemon=True).start()
@@ -199,9 +201,15 @@ def test_an_interrupt_from_the_keyboard_is_heard_by_the_program_alone():
                 while len(pool.pids()) < 2:
                     time.sleep(0.01)
                 print(*pool.pids(), flush=True)
-                # as a terminal does
-                os.killpg(0, signal.SIGINT)
-                time.sleep(60)
+                assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
+                try:
+                    # as a terminal does
+                    os.killpg(0, signal.SIGINT)
+                    time.sleep(60)
+                except KeyboardInterrupt:
+                    # a worker that heard it would say so meanwhile
+                    time.sleep(0.5)
+                    raise
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program), str(Path(__file__).parent)],

@@ -8,8 +8,9 @@ import time
 from multiprocessing.connection import Connection
 
 import pytest
-from toy_envs import CorridorSource, Counted, Forgetful, Gated, SourceOf
+from toy_envs import CorridorSource, Counted, Forgetful, Gated, SourceOf, Stuck
 
+from spark.envs.aside import aside
 from spark.envs.base import EnvError, RestoreError
 from spark.envs.pool import PooledSource
 
@@ -43,7 +44,7 @@ def test_a_fork_that_nobody_waits_for_is_closed(pool):
             await asyncio.sleep(0)
             fork.cancel()
             await asyncio.gather(fork, return_exceptions=True)
-        for _ in range(100):
+        for _ in range(3000):
             await asyncio.sleep(0.02)
             if sum(worker.live for worker in pool._workers) == 1:
                 break
@@ -51,6 +52,36 @@ def test_a_fork_that_nobody_waits_for_is_closed(pool):
         env.close()
 
     asyncio.run(impatient())
+
+
+def test_a_fork_that_comes_as_its_caller_leaves_is_closed():
+    child, came = object(), []
+
+    async def leave():
+        before = set(threading.enumerate())
+        waiting = asyncio.create_task(aside(lambda: child, unwanted=came.append))
+        await asyncio.sleep(0)
+        for thread in set(threading.enumerate()) - before:
+            thread.join()
+        # the answer is the loop's next work, and this the one behind it
+        asyncio.get_running_loop().call_soon(waiting.cancel)
+        await asyncio.gather(waiting, return_exceptions=True)
+        return waiting.cancelled()
+
+    assert asyncio.run(leave())
+    assert came == [child]
+
+
+def test_one_that_cannot_be_closed_costs_nobody_else_anything():
+    with PooledSource(SourceOf(Stuck), workers=1) as source:
+        env, other = source.make(), source.make()
+        env.reset("corridor")
+        other.reset("corridor")
+        (pid,) = source.pids()
+        env.close()
+        for _ in range(2):
+            other.step("right")
+        assert source.pids() == [pid]
 
 
 @pytest.mark.parametrize("wanted", ["reset", "restore"])

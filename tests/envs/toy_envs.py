@@ -159,6 +159,16 @@ class Counted(Corridor):
         return Counted()
 
 
+class Stuck(Corridor):
+    """Cannot be closed."""
+
+    def close(self):
+        raise OSError("stuck")
+
+    def fresh(self):
+        return Stuck()
+
+
 class Gated(Counted):
     """Its forks, copies, and the command "gate" wait at the FIFO that the task names."""
 

@@ -219,15 +219,15 @@ def test_of_a_server_that_is_not_there_is_told_while_it_is_waited_for(
             with pytest.raises(EngineError, match="run there"):
                 await asyncio.gather(gone.open([1, 2]), gone.open([1, 2]))
         assert not caplog.records
-        async with HTTPEngine(url, patience_s=4.0) as gone:
+        async with HTTPEngine(url, patience_s=8.0) as gone:
             waiting = asyncio.gather(gone.open([1, 2]), gone.open([1, 2]))
             while not caplog.records:
+                assert not waiting.done()
                 await asyncio.sleep(0.05)
-            assert not waiting.done()
             with pytest.raises(EngineError, match="run there"):
                 await waiting
         (told,) = caplog.messages
-        assert url in told and "`spark serve MODEL` run there?; trying for 4.0 s" in told
+        assert url in told and "`spark serve MODEL` run there?; trying for 8.0 s" in told
 
     asyncio.run(check())
 

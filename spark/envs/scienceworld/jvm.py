@@ -16,6 +16,8 @@ from spark.envs.base import EnvError
 from spark.envs.scienceworld.options import TaskName
 
 HEAP_MB, SIMULATOR_MB = 64, 24
+SPLITS = ("train", "dev", "test")
+"""ScienceWorld's own."""
 # the simulator keeps objects in sets ordered by identity hash, which Java draws at random; with one
 # hash for all objects the order is that of insertion, so that actions can be repeated
 FIXED_ORDER = ("-XX:+UnlockExperimentalVMOptions", "-XX:hashCode=2")
@@ -25,8 +27,10 @@ JAVA_MISSING = (
 )
 
 
-Strings = Callable[[Callable[[], Any]], list[str]]
-"""Question to the virtual machine -> the strings of its answer."""
+Call = Callable[[Callable[[], Any]], Any]
+"""Question to the virtual machine -> its answer."""
+Strings = Callable[[Any, str], list[str]]
+"""Java object, name of its method -> the strings that this lists."""
 
 
 class Outcome(NamedTuple):
@@ -67,24 +71,33 @@ class Jvm:
 
     def simulator(self) -> Simulator:
         """Return a new simulator with nothing loaded."""
-        make = self._gateway.jvm.scienceworld.runtime.pythonapi.PythonInterface
+
+        def make() -> Any:
+            return self._gateway.jvm.scienceworld.runtime.pythonapi.PythonInterface()
+
         return Simulator(self.call(make), self.call, self._strings)
 
-    def _strings(self, ask: Callable[[], Any]) -> list[str]:
-        """Return the strings that `ask` lists, in one answer instead of one for each of them."""
-        join = self._gateway.jvm.java.lang.String.join
-        joined: str = self.call(lambda: join("\n", ask()))
+    def _strings(self, java: Any, method: str) -> list[str]:
+        """Return the strings that `method` lists, in one answer instead of one for each."""
+
+        def join() -> Any:
+            strings = getattr(java, method)()
+            return self._gateway.jvm.java.lang.String.join("\n", strings)
+
+        joined: str = self.call(join)
         return joined.split("\n") if joined else []
 
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    def call(self, function: Callable[[], Any]) -> Any:
         """Return what the virtual machine answers. Raises EnvError with the first line of its
         complaint.
+
+        `function` also looks up what it calls: the first time that is a question of its own.
         """
         with self._lock:
             if not self._finalizer.alive:
                 raise EnvError("ScienceWorld's virtual machine was ended")
             try:
-                return function(*arguments)
+                return function()
             except Py4JError as error:
                 told = [line for line in str(error).splitlines() if line.startswith(": ")]
                 what = told[0].removeprefix(": ") if told else str(error)
@@ -99,7 +112,7 @@ class Jvm:
 class Simulator:
     """One world, at some point of some task."""
 
-    def __init__(self, java: Any, call: Callable[..., Any], strings: Strings) -> None:
+    def __init__(self, java: Any, call: Call, strings: Strings) -> None:
         self._java, self._call, self._strings = java, call, strings
         self.name: TaskName | None = None
         """What is loaded."""
@@ -108,49 +121,51 @@ class Simulator:
 
     def load(self, name: TaskName, *, gold: bool = False) -> None:
         """Bring it to the start of `name`; `gold` also works out a solution (`gold`)."""
-        self._call(self._java.load, *name, gold)
-        task = self._call(self._java.getTaskDescription)
+        self._ask("load", *name, gold)
+        task = self._ask("getTaskDescription")
         # as the official environment does, whose first move this is
         self.start = f"{task}\n{self.step('look around').text}"
         self.name = name
 
     def step(self, action: str) -> Outcome:
         """Act."""
-        text = self._call(self._java.step, action)
-        score = float(self._call(self._java.getScore))
-        return Outcome(text, score, bool(self._call(self._java.getCompleted)) or score < 0)
+        text = self._ask("step", action)
+        score = self.score()
+        over = bool(self._ask("getCompleted"))
+        return Outcome(text, score, over or score < 0)
 
     def score(self) -> float:
         """Return the score so far."""
-        return float(self._call(self._java.getScore))
+        return float(self._ask("getScore"))
 
     def commands(self) -> list[str]:
         """Return all valid commands, in alphabetical order."""
-        return sorted(self._strings(self._java.getValidActionObjectCombinations))
+        return sorted(self._list("getValidActionObjectCombinations"))
 
     def gold(self) -> list[str]:
         """Return the commands that solve what was loaded with `gold`."""
-        return self._strings(self._java.getGoldActionSequence)
+        return self._list("getGoldActionSequence")
 
     def variations(self, kind: str, simplifications: str) -> dict[str, list[int]]:
         """Return the official split of a task type's variations: train, dev and test."""
         # simplifications hold for the whole virtual machine, so these must not be others
-        self._call(self._java.load, kind, 0, simplifications, False)
+        self._ask("load", kind, 0, simplifications, False)
         self.name = None
-        java = self._java
-        asks = {
-            "train": java.getVariationsTrain,
-            "dev": java.getVariationsDev,
-            "test": java.getVariationsTest,
-        }
-        return {
-            split: self._call(lambda ask: sorted(map(int, ask())), ask)
-            for split, ask in asks.items()
-        }
+        return {split: self._variations(f"getVariations{split.title()}") for split in SPLITS}
+
+    def _variations(self, method: str) -> list[int]:
+        found: list[int] = self._call(lambda: sorted(map(int, getattr(self._java, method)())))
+        return found
 
     def kinds(self) -> list[str]:
         """Return all task types."""
-        return self._strings(self._java.getTaskNames)
+        return self._list("getTaskNames")
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        return self._call(lambda: getattr(self._java, method)(*arguments))
+
+    def _list(self, method: str) -> list[str]:
+        return self._strings(self._java, method)
 
 
 def _end(gateway: JavaGateway, process: Any) -> None:

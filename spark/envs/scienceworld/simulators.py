@@ -121,11 +121,12 @@ class Simulators:
         except EnvError:
             # whoever needs it will meet the error itself
             simulator.name = None
-        with self._lock:
-            self._lent -= 1
-            self._idle.append(simulator)
-            self._preparing = False
-            self._lock.notify_all()
+        finally:
+            with self._lock:
+                self._lent -= 1
+                self._idle.append(simulator)
+                self._preparing = False
+                self._lock.notify_all()
 
 
 def _prepare(owner: weakref.ref[Simulators], wishes: queue.SimpleQueue[TaskName | None]) -> None:
