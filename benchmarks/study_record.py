@@ -31,6 +31,7 @@ def described(run: Run) -> dict[str, Any]:
         "seed": run.seed,
         "stop": run.stop,
         "budget": run.budget,
+        "horizon": run.recipe().rollout.horizon,
         "start": summary["success_before"],
         "success": summary["success_after"],
         "episodes": summary["leaves"],

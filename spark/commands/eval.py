@@ -36,9 +36,11 @@ def main(argv: Sequence[str]) -> None:
     recipe = with_policy(options.recipe, options.policy)
     with Session(recipe, *load_policy(recipe.model)) as session:
         wins = session.evaluate_games(options.split)
+        different = len(set(session.eval_games(options.split)))
     share = sum(wins) / len(wins)
     error = math.sqrt(share * (1 - share) / len(wins))
-    print(f"{options.split}: {share:.1%} of {len(wins)} games, standard error {error:.1%}")
+    games = f"{len(wins)} games" if different == len(wins) else f"{len(wins)} plays of {different}"
+    print(f"{options.split}: {share:.1%} of {games}, standard error {error:.1%}")
 
 
 def with_policy(recipe: Recipe, policy: str | None) -> Recipe:

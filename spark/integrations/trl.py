@@ -62,6 +62,9 @@ def node_samples(tree: Tree, config: CreditConfig, group: int, version: int) -> 
 class SparkRolloutWorker:
     """Rolls out trees in a thread and queues their nodes; pass it as `rollout_worker`.
 
+    TRL compares log-probabilities over the whole vocabulary at its own `temperature`: let that of
+    the configuration be the same. With constrained actions it does not see what was allowed.
+
     Example:
         # vllm serve MODEL --branching spark, with what TRL asks of it for its weights
         worker = SparkRolloutWorker(

@@ -204,22 +204,22 @@ class ArmRun:
         again = self._replay.draw(self.spent, seed)
         self._replay.add(trees)
         minibatches = []
-        # both in every minibatch: alone, replays would weigh as much as anything
         for new, old in zip(
             in_parts(fresh, train.minibatches), in_parts(again, train.minibatches), strict=True
         ):
-            rows, total, targets = own_rows([*new, *old], self._team, train.row_tokens)
+            # beside fresh trees or not at all: alone, replays would weigh as much as anything
+            both = [*new, *old] if new else []
+            rows, total, targets = own_rows(both, self._team, train.row_tokens)
             minibatches.append([self._example(row, total) for row in rows])
             self.account.trained_tokens += targets
         return minibatches
 
     def _example(self, row: Row, total: float) -> dict[str, Any]:
         """Return `row` with the log-probabilities before the update and of the reference."""
-        trainer = self._trainer
         return {
             "row": row,
             "total": total,
-            "old": trainer.logprobs(row),
+            "old": self._trainer.logprobs(row),
             "reference": self._reference_logprobs(row),
         }
 

@@ -26,11 +26,15 @@ from spark.rollout.driver import Event, rollout
 from spark.seeds import derive_seed
 
 
-def make_source(config: EnvConfig) -> EnvSource:
-    """Return the source of tasks. Raises ValueError for an unknown environment, or none."""
+def make_source(config: EnvConfig, *, constrain: bool = True) -> EnvSource:
+    """Return the source of tasks. Raises ValueError for an unknown environment, or none.
+
+    `constrain`: commands are chosen among the admissible ones; free text may also say those that
+    change nothing, which ALFWorld then counts as admissible.
+    """
     if config.name == "alfworld":
         games = {"scenes": config.scenes} if config.data is None else {"data": config.data}
-        source = load_source(config.name, **games, idle_commands=False)
+        source = load_source(config.name, **games, idle_commands=not constrain)
     else:
         options = getattr(config, config.name, None)
         source = load_source(config.name, *([] if options is None else [options]))
@@ -52,7 +56,7 @@ class Session:
         Raises ValueError for an unknown engine, or a server that is none of Spark's.
         """
         self.recipe = recipe
-        self.source = make_source(recipe.env)
+        self.source = make_source(recipe.env, constrain=recipe.rollout.constrain)
         self.chat = Chat(tokenizer, template=recipe.model.template, system=recipe.model.system)
         self._runner = asyncio.Runner()
         if recipe.url is None:

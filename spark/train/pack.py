@@ -141,8 +141,9 @@ class _Builder:
             self.positions += range(depth, depth + len(node.tokens))
             last[index] = len(self.tokens) - 1 if node.tokens else before
             spans[index] = (start, len(self.tokens))
-            if index in part.train:
-                self._train(node, part.terms[index], start, before)
+            terms = [term for term in part.terms[index] if term.weight]
+            if terms and index in part.train:
+                self._train(node, terms, start, before)
         self._close(order, children, spans, part.tree)
 
     def _train(self, node: Node, terms: Sequence[Term], start: int, before: int) -> None:
@@ -262,7 +263,8 @@ def pack(
 
     Args:
         trees: the forest.
-        terms: for every tree the loss terms of every node; an empty list = not trained.
+        terms: for every tree the loss terms of every node; none, or none with a weight = not
+            trained, as where all trajectories below have failed.
         max_tokens: bound of a row; a single longer path gets a row of its own.
     """
     rows: list[Row] = []

@@ -35,12 +35,19 @@ def token_loss(model: PreTrainedModel, row: Row, loss: Loss, temperature: float 
 
 
 def check_head(model: PreTrainedModel) -> nn.Linear:
-    """Return the LM head. Raises ValueError when it is no plain linear layer."""
+    """Return the LM head. Raises ValueError when it is no plain linear layer, or where adapters of
+    the input embedding would change it as they are merged.
+    """
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.bias is not None:
         raise ValueError(
             f"the LM head must be a linear layer without bias, got {type(head).__name__}: "
             "leave it out of the LoRA targets"
+        )
+    adapted = getattr(model.get_input_embeddings(), "base_layer", None)
+    if adapted is not None and adapted.weight is head.weight:
+        raise ValueError(
+            "the LM head has the weights of the input embedding: leave that out of the LoRA targets"
         )
     return head
 

@@ -18,7 +18,8 @@ class ReplayConfig:
     """How much is imitated, and when (arXiv 2509.22601).
 
     Exploration gives way to imitation: over the first `ramp` of the budget the weight of replayed
-    trajectories rises from 0 along a half cosine, and the credit's novelty bonus falls to 0.
+    trajectories rises from 0 along a half cosine, and the credit's novelty bonus falls to 0. Where
+    leaves differ in nothing but the bonus, dividing by the deviation undoes the fall until its end.
     """
 
     size: int = 0

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import results
+from spark.cli import main
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -86,6 +87,17 @@ def test_spark_commands_run_in_order(tmp_path: Path) -> None:
             check=False,
         )
         assert run.returncode == 0, f"{command}: {run.stderr}"
+
+
+def test_every_flag_of_a_recipe_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    dotted = r"--(?:\w+\.)+\w+"
+    for command in ("train", "sft"):
+        assert main([command, "first_light", "--help"]) == 0
+    known = set(re.findall(dotted, capsys.readouterr().out))
+    # the changelog also has the flags that there were
+    pages = [page for page in PAGES if page.name != "CHANGELOG.md"]
+    told = {(page.name, flag) for page in pages for flag in re.findall(dotted, page.read_text())}
+    assert told and {(page, flag) for page, flag in told if flag not in known} == set()
 
 
 def test_make_run_is_the_documented_recipe() -> None:

@@ -31,6 +31,8 @@ def test_figures_of_a_source_of_ones_own(capsys: pytest.CaptureFixture[str]) -> 
         ("toy_envs:BrokenSource", 1, r"in a fork, step 1 .* gave observation"),
         ("toy_envs:MuteSource", 1, 'info\\["admissible"\\] is missing'),
         ("toy_envs:UnscoredSource", 1, "the reward nan is no finite float"),
+        ("toy_envs:FreeSource", 1, 'info\\["examples"\\] is None, not a sequence'),
+        ("toy_envs:Corridor", 2, r"Corridor has no tasks\(\), so that it is no source of tasks"),
         ("toy_envs:NoSource", 2, "has no attribute 'NoSource'"),
         ("mazes", 2, "unknown environment 'mazes'; known: alfworld"),
     ],

@@ -93,6 +93,21 @@ class Mute(Endless):
         return {"won": False}
 
 
+class Free(Endless):
+    """Takes any text, and names none."""
+
+    def info(self):
+        return super().info() | {"admissible": None}
+
+    def fresh(self):
+        return Free()
+
+
+class FreeSource(CorridorSource):
+    def make(self):
+        return Free()
+
+
 class Unscored(Endless):
     """Its rewards are no numbers."""
 

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from test_run import micro
 
+from spark.engines.base import EngineError
+from spark.engines.http import HTTPEngine
 from spark.recipes.check import check
 from spark.recipes.config import LoraConfig, Recipe
 from spark.recipes.embedded import embedded
@@ -59,6 +61,7 @@ def test_there_must_be_a_run_to_resume(tmp_path: Path) -> None:
         ),
         ("model", {"lora": LoraConfig(rank=2, targets=("q_porj",))}, r"targets=.*not found"),
         ("model", {"lora": LoraConfig(rank=2, targets=("lm_head",))}, "leave it out of the LoRA"),
+        ("model", {"lora": LoraConfig(rank=2, targets=("embed_tokens",))}, "leave that out of"),
     ],
 )
 def test_what_training_would_end_by_is_refused_before_anything_is_evaluated(
@@ -116,6 +119,31 @@ def test_an_environment_without_tasks_is_named() -> None:
         for asked in (session.train_games, lambda: session.evaluate("L0")):
             with pytest.raises(ValueError, match=r"env\.name=.*NoTasks' has no tasks in split"):
                 asked()
+
+
+def test_an_engine_that_does_not_take_the_weights_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[Any] = []
+
+    async def refuse(self: HTTPEngine, *_: Any) -> None:
+        raise EngineError("not these")
+
+    async def leave(self: HTTPEngine, *_: Any) -> None:
+        left.append(self)
+
+    monkeypatch.setattr(HTTPEngine, "update_weights", refuse)
+    monkeypatch.setattr(HTTPEngine, "__aexit__", leave)
+    with pytest.raises(EngineError, match="not these"):
+        Session(micro(engine="http", url="http://localhost:1"), *load_policy(micro().model))
+    assert len(left) == 1
+
+
+def test_free_text_may_say_what_changes_nothing() -> None:
+    recipe = changed(micro(), "rollout", constrain=False)
+    for asked, idle in ((recipe, True), (micro(), False)):
+        with Session(asked, *load_policy(recipe.model)) as session:
+            env = session.source.make()
+            _, info = env.reset(session.train_games()[0])
+            assert ("look" in info["admissible"]) is idle
 
 
 def test_a_split_without_games_is_left_out() -> None:

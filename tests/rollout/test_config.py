@@ -52,6 +52,13 @@ def test_unknown_rule_and_impossible_switch() -> None:
         RolloutConfig(rule="random", branch_at="within")
 
 
+@pytest.mark.parametrize("way", [{"rule": "random"}, {"rule": "none", "planner": "refill"}])
+def test_what_could_never_branch_is_refused(way: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"^roots=4 takes all leaves=4, nothing can branch"):
+        RolloutConfig(leaves=4, roots=4, **way)
+    assert RolloutConfig(leaves=4, roots=4, rule="none").start == 4
+
+
 def test_the_fixed_rule_needs_its_turns() -> None:
     with pytest.raises(ValueError, match=r"fixed_turns=\(\) never branches"):
         RolloutConfig(rule="fixed")

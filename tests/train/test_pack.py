@@ -12,9 +12,11 @@ from random_trees import VOCAB, random_tree, tiny_model
 
 from spark.core import Node, Tree
 from spark.train.attention import use_tree_attention
-from spark.train.credit import CreditConfig, credit
+from spark.train.config import LossConfig
+from spark.train.credit import CreditConfig, Term, credit
+from spark.train.loss import policy_loss
 from spark.train.pack import pack, trained_offsets
-from spark.train.policy import token_logprobs
+from spark.train.policy import token_logprobs, token_loss
 
 
 def packed(trees: list[Tree], max_tokens: int = 10_000) -> list:
@@ -119,6 +121,26 @@ def test_split_rows_give_the_same_logprobs() -> None:
 def test_forced_tokens_are_not_trained() -> None:
     node = Node(parent=0, tokens=[1, 2, 3], sampled=[True, True, False], allowed={1: [2]})
     assert trained_offsets(node) == [0]
+
+
+def test_what_has_no_weight_is_not_trained() -> None:
+    failed, won = (
+        Node(parent=0, turn=0, tokens=[tag, 3], sampled=[True, False], logprobs=[0.0] * 2)
+        for tag in (1, 2)
+    )
+    prompt = Node(parent=None, tokens=[0], sampled=[False], logprobs=[0.0])
+    tree = Tree(task="t", seed=0, nodes=[prompt, failed, won])
+    for node in tree.nodes:
+        node.log_kept_mass = [0.0] * len(node.tokens)
+    nothing, all_of_it = Term(advantage=0.0, weight=0.0), Term(advantage=1.0, weight=1.0)
+    (row,) = pack([tree], [[[nothing], [nothing], [all_of_it]]], 99)
+    assert row.tokens[row.targets].tolist() == [2]
+    # a row with nothing to train can be trained on, as processes without trees do
+    (row,) = pack([tree], [[[nothing]] * 3], 99)
+    model = tiny_model()
+    use_tree_attention(model)
+    loss = policy_loss(torch.empty(0), None, row, LossConfig())
+    token_loss(model, row, loss).loss.backward()
 
 
 def test_deep_chain_does_not_recurse() -> None:

@@ -114,3 +114,11 @@ def test_replays_weigh_in_every_minibatch_what_they_should(spent: float) -> None
         # 3 fresh trees of 4 leaves against 4 chains: of every leaf the first of two decisions
         want = 4 * replay.weight * replay.imitation(spent) / (3 * 4)
         assert own["again"] / own["fresh"] == pytest.approx(want, rel=1e-4)
+
+
+@pytest.mark.parametrize("teaching", [0, 1])
+def test_a_minibatch_without_fresh_trees_replays_nothing(teaching: int) -> None:
+    alike = [forked((1.0, 1.0)) for _ in range(3)]
+    fresh = [forked((1.0, 0.0, 0.0, 0.0)) for _ in range(teaching)]
+    minibatches = Prepared(0.5)._prepare([*alike, *fresh])
+    assert [bool(minibatch) for minibatch in minibatches] == [False, bool(teaching)]

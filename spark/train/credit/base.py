@@ -53,7 +53,8 @@ class CreditConfig:
     """Train a shared node once for every leaf below it, as the paper does, instead of once with
     their weighted mean. The gradients are equal until a ratio is clipped."""
     normalise: Literal["sequence", "token"] = "sequence"
-    """"sequence": every leaf weighs the same; "token": every sampled token of a leaf does."""
+    """"sequence": a leaf's loss is its mean over what was sampled, tokens without a choice
+    included; "token": every sampled token weighs the same."""
 
     def __post_init__(self) -> None:
         SCHEMES.check(self.scheme)
