@@ -33,7 +33,7 @@ def take_packed_rows(model: PreTrainedModel) -> None:
     use_tree_attention(model)
     trained = [Term(advantage=1.0, weight=1.0)]
     (row,) = pack([tree], [[[], trained, trained]], PROMPT + sum(BRANCHES))
-    off = float((token_logprobs(model, row) - want.float()).abs().max())
+    off = float((token_logprobs(model, row).cpu() - want.float()).abs().max())
     if off > (0.01 if want.dtype == torch.float32 else 0.3):
         raise ValueError(
             f"{type(model).__name__} cannot be trained on trees: in a packed row a token's "

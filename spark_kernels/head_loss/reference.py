@@ -28,7 +28,8 @@ def head_loss_reference(
     logits = logits / temperature
     if allowed is not None:
         row, token = allowed
-        limited = torch.zeros(len(tokens), dtype=torch.bool).index_fill(0, row, True)
+        limited = torch.zeros(len(tokens), dtype=torch.bool, device=row.device)
+        limited = limited.index_fill(0, row, True)
         keep = ~limited[:, None].expand_as(logits).clone()
         keep[row, token] = True
         logits = logits.masked_fill(~keep, -torch.inf)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -163,17 +164,47 @@ def test_bfloat16_engine_is_close_to_transformers() -> None:
     asyncio.run(main())
 
 
-def test_a_model_that_cannot_be_captured_runs_step_by_step(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What torch says of a device that there is none of; captures fail."""
+    seen = SimpleNamespace(mode=0, stream="ours")
+
     @contextmanager
     def graph(_: object) -> Iterator[None]:
+        seen.stream = "the capture's"
         yield
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
-    monkeypatch.setattr(torch.cuda, "graph", graph)
+    fakes = {
+        "CUDAGraph": object,
+        "graph": graph,
+        "get_sync_debug_mode": lambda: seen.mode,
+        "set_sync_debug_mode": lambda mode: setattr(seen, "mode", mode),
+        "current_stream": lambda: seen.stream,
+        "set_stream": lambda stream: setattr(seen, "stream", stream),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    return seen
+
+
+def test_a_model_that_cannot_be_captured_runs_step_by_step(
+    gpu: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
     steps: list[int] = []
-    replay = device.capture(lambda: steps.append(1), torch.device("cuda"))
-    replay()
-    assert len(steps) == 2 and "without a CUDA graph" in caplog.text
+    device.capture(lambda: steps.append(1), torch.device("cuda"))()
+    # once to see whether it waits, once as it is captured
+    assert len(steps) == 3 and "not permitted when stream is capturing" in caplog.text
+    assert (gpu.mode, gpu.stream) == (0, "ours")
+
+
+def test_a_model_that_waits_for_the_device_is_not_captured(
+    gpu: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    def look() -> None:
+        if gpu.mode == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+        gpu.stream = "looked"
+
+    device.capture(look, torch.device("cuda"))()
+    assert (gpu.mode, gpu.stream) == (0, "looked") and "a synchronizing CUDA" in caplog.text

@@ -65,15 +65,35 @@ def capture(run: Run, device: torch.device) -> Run:
     """
     if device.type != "cuda":
         return run
-    graph = torch.cuda.CUDAGraph()
+    said = _wait(run)
+    if said is None:
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph):
+                run()
+            return graph.replay
+        except RuntimeError as error:
+            # torch stays on the stream of a capture that failed
+            torch.cuda.set_stream(stream)
+            said = str(error)
+    logger.warning("decode steps run without a CUDA graph: %s", said.partition("\n")[0])
+    return run
+
+
+def _wait(run: Run) -> str | None:
+    """Return what is said where `run` waits for the device, None where it does not.
+
+    A capture would fail there, and its allocator would go on allocating for it.
+    """
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
     try:
-        with torch.cuda.graph(graph):
-            run()
+        run()
     except RuntimeError as error:
-        said = str(error).partition("\n")[0]
-        logger.warning("decode steps run without a CUDA graph: %s", said)
-        return run
-    return graph.replay
+        return str(error)
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+    return None
 
 
 class DecodeBatch:
