@@ -93,7 +93,7 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
     """Return one line of text cells per case, in the order of `HEAD`."""
     return [
         [
-            case["op"],
+            named(case, result["cases"]),
             " ".join(f"{name}={value}" for name, value in case["case"].items()),
             f"{case['ours']['median']:.4g} {case['unit']}",
             ", ".join(f"{ratio:.2f}x {name}" for name, ratio in case["ratio"].items()),
@@ -102,6 +102,13 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
         ]
         for case in result["cases"]
     ]
+
+
+def named(case: dict[str, Any], cases: list[dict[str, Any]]) -> str:
+    """Return the op, and what was measured of it where that is more than its speed."""
+    metrics = {other["metric"] for other in cases if other["op"] == case["op"]}
+    told = len(metrics) > 1 and case["metric"] not in ("time", "throughput")
+    return f"{case['op']}: {case['metric']}" if told else str(case["op"])
 
 
 def percent(fraction: float | None) -> str:

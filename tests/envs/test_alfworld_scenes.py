@@ -163,13 +163,17 @@ def test_cache_is_used_filled_in_parallel_and_mended(game_cache, monkeypatch):
     assert len(made) == len(tasks)
     assert set(game_cache.rglob("*")) - set(game_cache.rglob("*.gz")) >= {made[0].parent}
     made[0].write_bytes(made[0].read_bytes()[:100])
+    spoilt = bytearray(made[2].read_bytes())
+    # a block of a kind that there is none of
+    spoilt[10] |= 0b110
+    made[2].write_bytes(spoilt)
     made[1].write_bytes(gzip.compress(json.dumps({"not": "a problem"}).encode()))
     calls = []
     slow = translate._translate
     monkeypatch.setattr(translate, "_translate", lambda *a: calls.append(a) or slow(*a))
     for task in tasks:
         assert source.expert(task, kind="planner").won
-    assert len(calls) == 2
+    assert len(calls) == 3
 
 
 shares = st.floats(0.0, 1.0)

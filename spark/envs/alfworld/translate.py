@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,7 +44,7 @@ def translate(domain: str, problem: str) -> Problem:
     path = cached_at(domain, problem)
     try:
         return Problem(*json.loads(gzip.decompress(path.read_bytes())))
-    except (OSError, EOFError, ValueError, TypeError):
+    except (OSError, EOFError, ValueError, TypeError, zlib.error):
         # absent, or spoilt by something outside: make it again
         made = _translate(domain, problem)
     write_atomic(path, gzip.compress(json.dumps(made).encode(), compresslevel=5, mtime=0))

@@ -126,10 +126,10 @@ class VLLMBackend:
 
         Since 0.33 vLLM's own `pause_generation` refuses these: trees that go on would fail.
         """
-        await self.engine.engine_core.pause_scheduler_async(mode="wait", clear_cache=False)
-        # as vLLM does behind it: the last outputs reach those who wait for them
-        await asyncio.sleep(0.02)
         try:
+            await self.engine.engine_core.pause_scheduler_async(mode="wait", clear_cache=False)
+            # as vLLM does behind it: the last outputs reach those who wait for them
+            await asyncio.sleep(0.02)
             yield
         finally:
             await self.engine.resume_generation()
