@@ -62,7 +62,8 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     ("argv", "words"),
     [
         (["vew"], ["unknown command 'vew'", "view"]),
-        (["view"], ["missing", "PATH"]),
+        (["view"], ["missing", "RUN"]),
+        (["serve"], ["missing", "MODEL"]),
         (["view", "/nowhere"], ["run=/nowhere", "no such"]),
         (["view", ".", "--tre", "1"], ["--tre", "--tree INT"]),
         (["view", ".", "--tree", "x"], ["--tree", "'x'"]),

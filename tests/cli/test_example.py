@@ -80,9 +80,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run the page's commands in small, in a copy of the example's folder."""
     where = tmp_path_factory.mktemp("own")
     shutil.copy(ROOT / "examples" / "levers.py", where)
-    lines = [
-        line.split("  #")[0].strip() for line in PAGE.splitlines() if line.startswith("spark ")
-    ]
+    (block,) = re.findall(r"^```bash\n(.*?)^```", PAGE, re.S | re.M)
+    lines = [line.split("  #")[0].strip() for line in block.splitlines()]
     assert len(lines) == len(SMALL)
     for line in lines:
         (small,) = [flags for start, flags in SMALL.items() if line.startswith(start)]
@@ -109,12 +108,14 @@ def test_the_commands_of_the_page_run(folder: Path) -> None:
 
 
 def test_the_flags_of_a_chat_model_are_fields() -> None:
-    found = re.search(r"`(--model\.path [^`]*)`", PAGE)
+    found = re.search(r"^spark train (.*?[^\\])$", PAGE.partition("```console")[2], re.S | re.M)
     assert found
-    _, recipe, _ = named_recipe(["levers:levers"], "spark train")
+    _, recipe, flags = named_recipe(found[1].replace("\\\n", "").split(), "spark train")
     default = TrainOptions(run_dir=Path("runs"), recipe=recipe)
-    model = parse(TrainOptions, found[1].split(), prog="x", default=default).recipe.model
-    assert model.system == "agent" and model.lora.rank == 16
+    told = parse(TrainOptions, flags, prog="x", default=default).recipe
+    assert (told.engine, told.url) == ("vllm", "http://localhost:8000")
+    assert told.model.system == "agent" and told.model.lora.rank == 16
+    assert told.train.lr < recipe.train.lr and told.eval.splits == ["L0", "L1"]
 
 
 def test_a_function_of_something_else_is_no_recipe() -> None:
