@@ -32,7 +32,7 @@ class Server:
         started = psutil.Process(self.process.pid).children(recursive=True)
         return [each.pid for each in started if name in " ".join(each.cmdline())]
 
-    def wait(self, seconds: float = 240) -> None:
+    def wait(self, seconds: float = 900) -> None:
         """Return once it answers."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:

@@ -174,7 +174,7 @@ def test_no_process_survives_a_program_that_forgets_to_close():
             [sys.executable, "-c", textwrap.dedent(program), str(Path(__file__).parent), way],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
             check=False,
         )
         pids = [int(pid) for pid in done.stdout.split()]
@@ -215,7 +215,7 @@ def test_an_interrupt_from_the_keyboard_is_heard_by_the_program_alone():
         [sys.executable, "-c", textwrap.dedent(program), str(Path(__file__).parent)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
         start_new_session=True,
     )

@@ -119,7 +119,7 @@ def test_the_worker_obeys_trls_protocol() -> None:
         assert callable(getattr(made, name))
     made.update_model_version(5)
     made.start()
-    samples = [made.rollout_buffer.get(timeout=60) for _ in range(50)]
+    samples = [made.rollout_buffer.get(timeout=300) for _ in range(50)]
     made.check_health(60.0)
     made.stop()
     assert {sample.model_version for sample in samples} == {5}

@@ -37,7 +37,7 @@ def started(command: list[str], fails: bool = False) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=900,
     )
     assert (run.returncode != 0) == fails, run.stderr[-3000:]
 
