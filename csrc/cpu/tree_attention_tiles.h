@@ -108,7 +108,7 @@ template <typename T>
 void float_rows(const T* const* from, int n, int64_t head_dim, float* to, const float** rows) {
   const int64_t dim = padded(head_dim);
   if constexpr (std::is_same_v<T, float>) {
-    if (head_dim % kLanes == 0) {
+    if (head_dim == dim) {
       for (int k = 0; k < n; ++k) rows[k] = from[k];
       return;
     }

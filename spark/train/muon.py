@@ -20,9 +20,12 @@ class MuonAdamW(torch.optim.Optimizer):
         """`matrix_lr`: rate of Muon; `lr`: rate of AdamW."""
         matrices: list[nn.Parameter] = []
         others: list[nn.Parameter] = []
-        for name, parameter in model.named_parameters():
+        tables = [each for each in model.modules() if isinstance(each, nn.Embedding)]
+        head = getattr(model, "get_output_embeddings", lambda: None)()
+        apart = {each.weight for each in (*tables, head) if each is not None}
+        for parameter in model.parameters():
             if parameter.requires_grad:
-                hidden = parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
+                hidden = parameter.ndim == 2 and parameter not in apart
                 (matrices if hidden else others).append(parameter)
         self.parts: list[torch.optim.Optimizer] = [
             Muon(matrices, lr=matrix_lr, weight_decay=0.0),

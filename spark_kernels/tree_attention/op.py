@@ -18,10 +18,8 @@ COMPILED = _load.has("tree_attention", "cpu")
 
 def plan_tensor(plan: Plan) -> Tensor:
     """Return the int32 words of `plan` as a tensor that shares its memory."""
-    tensor: Tensor | None = getattr(plan, "_tensor", None)
-    if tensor is None:
-        tensor = plan._tensor = torch.frombuffer(plan, dtype=torch.int32)
-    return tensor
+    # not kept by the plan: the two would keep each other for ever
+    return torch.frombuffer(plan, dtype=torch.int32)
 
 
 def tree_attention(

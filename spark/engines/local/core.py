@@ -45,6 +45,8 @@ class EngineCore:
         for handle in handles:
             child = self.scheduler.add_sequence(seq.tokens[:at], seq.sampled[:at])
             child.ever_computed = at
+            # no victim before those that nobody has used for longer
+            child.last_used = self.scheduler.step
             if handle is not None:
                 child.handle, child.computed = handle, at
                 child.slot = self._slots(child, at - 1, at)[0]
@@ -195,7 +197,11 @@ class EngineCore:
             request.future.set_exception(error)
 
     def _unusable(self, seq: Sequence) -> str:
-        name = first_non_finite(self._model, seq.tokens)
+        try:
+            name = first_non_finite(self._model, seq.tokens)
+        except Exception:
+            # a look at what went wrong must not go wrong for the others
+            name = ""
         where = f"first non-finite output: {name}" if name else "finite when computed once more"
         return f"seq {seq.id}: no token can be drawn after {len(seq.tokens)} tokens ({where})"
 

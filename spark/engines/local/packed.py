@@ -6,10 +6,11 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 SMALLEST = {torch.float32: 1 << 17, torch.bfloat16: 0}
 """Elements of a weight from which on packing pays, by dtype."""
@@ -21,8 +22,12 @@ class PackedWeights:
     """Packed copies of a model's linear weights, made anew when a weight has changed.
 
     torch's own kernels reorder a weight in every call, which at the batches of decoding is much of
-    the work: packed ones save it, for a second copy in memory.
+    the work: packed ones save it, for a second copy in memory. Changes are those that torch counts
+    (not writes to `.data`), and steps of optimisers: fused ones it does not count.
     """
+
+    steps: ClassVar[int] = 0
+    """Of all optimisers in this process."""
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         """`modules`: those of a model; which of them to pack is found out here."""
@@ -33,7 +38,7 @@ class PackedWeights:
 
     def tensors(self) -> list[Tensor]:
         """Return the packed weights; `used` takes them."""
-        versions = [weight._version for weight in self._weights]
+        versions = [self.steps, *(weight._version for weight in self._weights)]
         if versions != self._versions:
             self._packed = [_pack(weight) for weight in self._weights]
             self._versions = versions
@@ -54,6 +59,13 @@ class PackedWeights:
         finally:
             for layer in layers:
                 del layer.__dict__["forward"]
+
+
+def _stepped(*_: Any) -> None:
+    PackedWeights.steps += 1
+
+
+register_optimizer_step_post_hook(_stepped)
 
 
 def linear(x: Tensor, weight: Tensor, packed: Tensor, bias: Tensor | None, least: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import index
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,8 +78,8 @@ class Sampler:
             if ids is None:
                 row.fill(0xFFFFFFFF)
             else:
-                index = np.array(ids)
-                np.bitwise_or.at(row, index >> 5, np.uint32(1) << (index & 31).astype(np.uint32))
+                bits = np.array(ids)
+                np.bitwise_or.at(row, bits >> 5, np.uint32(1) << (bits & 31).astype(np.uint32))
         mask = torch.from_numpy(words.view(np.int32))
         mask = mask.pin_memory() if self._device.type == "cuda" else mask
         return mask.to(self._device, non_blocking=True)
@@ -92,7 +93,8 @@ def allowed_ids(generation: Generation, vocab_size: int) -> list[int] | None:
     ids = constraint.allowed(generation.sample.tokens)
     if ids is None:
         return None
-    ids = list(ids)
+    # each counts once, here and in the log-probabilities that are trained
+    ids = list(dict.fromkeys(map(index, ids)))
     if not ids or min(ids) < 0 or max(ids) >= vocab_size:
         raise EngineError(f"the constraint allowed {ids}: needs token ids in [0, {vocab_size})")
     return ids
