@@ -24,16 +24,22 @@ from spark.serve.protocol import (
 
 # no influence on what is generated
 IGNORED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
+# tool calls are not made of the text
+IGNORED |= {"parallel_tool_calls"}
 # value at which a field changes nothing, so that clients may send their defaults
 NEUTRAL: dict[str, Any] = {
+    "add_special_tokens": True,
     "best_of": 1,
     "echo": False,
     "frequency_penalty": 0,
     "length_penalty": 1,
     "logit_bias": {},
     "min_tokens": 0,
+    "modalities": ["text"],
     "presence_penalty": 0,
+    "priority": 0,
     "repetition_penalty": 1,
+    "response_format": {"type": "text"},
     "suffix": "",
     "tool_choice": "auto",
     "top_logprobs": 0,
@@ -53,7 +59,9 @@ def _strings(value: Any) -> tuple[str, ...]:
 
 def _prompt(value: Any) -> str | list[int]:
     if isinstance(value, list) and value and isinstance(value[0], str | list):
-        raise ValueError("one prompt a request; send further ones in requests of their own")
+        if len(value) > 1:
+            raise ValueError("one prompt a request; send further ones in requests of their own")
+        (value,) = value
     if isinstance(value, str):
         return characters(value)
     try:
@@ -66,6 +74,8 @@ class StreamOptions(Strict):
     """What a stream ends with."""
 
     include_usage: bool = False
+    include_obfuscation: bool = False
+    """Of no effect: nothing is added to the chunks."""
 
 
 class Body(BaseModel):

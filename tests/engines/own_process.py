@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import subprocess
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,9 @@ from pathlib import Path
 import psutil
 
 from spark.serve.server import bind
+
+_LOCK, _DRAWN = threading.Lock(), set[int]()
+"""Ports that this process has drawn already."""
 
 
 @dataclass
@@ -63,6 +67,10 @@ def free_port() -> tuple[int, str]:
     port with whoever else listens on it.
     """
     for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
+        with _LOCK:
+            if port in _DRAWN:
+                continue
+            _DRAWN.add(port)
         try:
             listener, url = bind("127.0.0.1", port)
         except OSError:

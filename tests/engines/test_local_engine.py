@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 from tiny_models import greedy, prompt, tiny
@@ -108,6 +109,50 @@ def test_forks_without_room_start_preempted_and_are_exact() -> None:
             stats = engine.stats()
             assert stats["prefilled"] == 13
             assert stats["recomputed"] > 0
+
+    asyncio.run(main())
+
+
+def test_a_fresh_fork_yields_after_what_was_idle_for_longer() -> None:
+    async def main() -> None:
+        async with LocalEngine(tiny("qwen3"), num_blocks=7, block_size=4) as engine:
+            old, parent = await engine.open(prompt(8, 1)), await engine.open(prompt(16, 2))
+            child, _ = await engine.fork(parent, 2)
+            await engine.open(prompt(8, 3))
+            held = engine._scheduler.sequences
+            assert held[old].handle is None and held[child].handle is not None
+            assert engine.stats()["preemptions"] == 1
+
+    asyncio.run(main())
+
+
+@dataclass
+class Allows:
+    """A constraint that always says the same."""
+
+    ids: Any
+
+    def allowed(self, tokens: list[int]) -> Any:
+        return self.ids
+
+
+def test_what_a_constraint_says_twice_counts_once() -> None:
+    async def main() -> None:
+        async with LocalEngine(tiny("qwen3"), num_blocks=16) as engine:
+            constrained = replace(GREEDY, temperature=1.0, constraint=Allows((9, 5, 9, 5)))
+            sample = await run(engine, prompt(8), constrained)
+            assert list(sample.allowed.values()) == [[9, 5]] * 10
+
+    asyncio.run(main())
+
+
+def test_a_constraint_that_names_no_ids_fails_its_own_request() -> None:
+    async def main() -> None:
+        async with LocalEngine(tiny("qwen3"), num_blocks=16) as engine:
+            odd = run(engine, prompt(8), replace(GREEDY, constraint=Allows([3.0])))
+            good, error = await asyncio.gather(run(engine, prompt(8)), odd, return_exceptions=True)
+            assert isinstance(error, TypeError) and "float" in str(error)
+            assert good.tokens == greedy("qwen3", prompt(8), 10)
 
     asyncio.run(main())
 

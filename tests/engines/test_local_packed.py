@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -68,9 +69,17 @@ def wide_model(seed: int) -> PreTrainedModel:
     return Qwen3ForCausalLM(config).eval()
 
 
-def step(model: PreTrainedModel) -> None:
+def plain(model: PreTrainedModel) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=5.0)
+
+
+def fused(model: PreTrainedModel) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=0.05, fused=True)
+
+
+def step(model: PreTrainedModel, make: Callable[..., torch.optim.Optimizer]) -> None:
     """Change the weights in place, as an optimiser does."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=5.0)
+    optimizer = make(model)
     model(torch.tensor([PROMPT])).logits.square().sum().backward()
     optimizer.step()
 
@@ -89,14 +98,17 @@ def generated(model: PreTrainedModel) -> list[int]:
     return out[0, len(PROMPT) :].tolist()
 
 
-def test_weights_that_change_under_the_engine() -> None:
+@pytest.mark.parametrize("make", [plain, fused])
+def test_weights_that_change_under_the_engine(
+    make: Callable[..., torch.optim.Optimizer],
+) -> None:
     async def main() -> None:
         model, other = wide_model(0), wide_model(1)
         async with LocalEngine(model, num_blocks=16, pack_weights=False) as plain:
             first = await greedy(plain)
         async with LocalEngine(model, num_blocks=16) as engine:
             assert await greedy(engine) == first == generated(model)
-            step(model)
+            step(model, make)
             second = await greedy(engine)
             assert second == generated(model) != first
             await engine.update_weights(other.state_dict(), 1)

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import subprocess
+import sys
+import weakref
+
 import pytest
 import torch
 from attention_world import World, decode, siblings
@@ -184,6 +190,50 @@ def test_a_longer_plan_tensor_and_compilation():
         lambda *inputs: tree_attention(*inputs, scale=1.0), fullgraph=True, backend="aot_eager"
     )
     torch.testing.assert_close(step(q, k, v, *world.caches, words), expected, rtol=0, atol=0)
+
+
+def test_a_plan_ends_with_its_last_reader():
+    pool = BlockPool(4, 4)
+    seq = pool.open()
+    pool.append(seq, 3)
+    words = weakref.ref(plan_tensor(pool.plan([seq], [3])))
+    gc.collect()
+    assert words() is None
+
+
+GUARDED = """
+import ctypes, mmap, sys, torch
+from spark_kernels import BlockPool, tree_attention
+dim, page = int(sys.argv[1]), mmap.PAGESIZE
+size = 2 * 4 * dim
+memory = mmap.mmap(-1, 2 * page)
+libc = ctypes.CDLL(None, use_errno=True)
+start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+assert libc.mprotect(ctypes.c_void_p(start + page), page, 0) == 0
+# its end is the last that may be read
+v_cache = torch.frombuffer(memory, dtype=torch.float32, count=size, offset=page - 4 * size)
+v_cache = v_cache.zero_().view(1, 2, 4, dim)
+pool = BlockPool(1, 4)
+seq = pool.open()
+pool.append(seq, 4)
+inputs = [torch.ones(4, 2, dim) for _ in range(3)]
+out = tree_attention(*inputs, torch.zeros(1, 2, 4, dim), v_cache, pool.plan([seq], [4]), scale=1.0)
+assert torch.equal(out, torch.ones_like(out))
+"""
+
+
+@pytest.mark.parametrize("isa", ["", "plain"])
+@pytest.mark.parametrize("dim", [8, 16, 24, 40, 64])
+def test_nothing_behind_the_cache_is_read(isa, dim):
+    environment = os.environ | ({"SPARK_ISA": isa} if isa else {})
+    done = subprocess.run(
+        [sys.executable, "-c", GUARDED, str(dim)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, (done.returncode, done.stderr)
 
 
 BAD = {

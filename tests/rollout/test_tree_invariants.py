@@ -20,7 +20,7 @@ CONFIGS = st.builds(
         leaves=roots + spare, roots=roots, max_tokens=16, **rest
     ),
     roots=st.integers(1, 4),
-    spare=st.integers(0, 5),
+    spare=st.integers(1, 5),
     width=st.integers(2, 4),
     rule=st.sampled_from(
         ["spark", "entropy", "random", "fixed", "none", "arpo", "segment", "score"]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from random_trees import random_tree, tiny_model
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from spark.recipes.config import LoraConfig
 from spark.recipes.policy import full_state, with_lora
@@ -55,6 +56,19 @@ def test_imitation_repeats_for_a_seed(tmp_path: Path) -> None:
 
     first, second = weights(), weights()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_muon_is_for_hidden_matrices_whatever_tables_are_called() -> None:
+    config = GPT2Config(vocab_size=30, n_positions=16, n_embd=8, n_layer=1, n_head=2)
+    model = GPT2LMHeadModel(config)
+    muon, adamw = MuonAdamW(model, matrix_lr=0.02, lr=1e-3).parts
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    matrices, others = (
+        {names[p] for group in part.param_groups for p in group["params"]} for part in (muon, adamw)
+    )
+    assert {"transformer.wte.weight", "transformer.wpe.weight"} <= others
+    assert "transformer.h.0.attn.c_attn.weight" in matrices
+    assert not any(name.endswith("bias") for name in matrices)
 
 
 def test_muon_adamw_resumes_exactly() -> None:

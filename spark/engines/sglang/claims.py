@@ -118,7 +118,9 @@ class Claims:
         # an earlier look-up's page may have been given back since
         req.spark_tail = None
         if tail is not None:
-            tail.attached = versions.prefix_length(req) == tail.start
+            # one that is to be aborted has been given another prompt
+            stays = getattr(req, "to_finish", None) is None
+            tail.attached = stays and versions.prefix_length(req) == tail.start
             req.spark_tail = tail
             if tail.attached:
                 versions.lengthen_prefix(req, tail.slots)

@@ -113,6 +113,7 @@ def on_queue(original: Callable[..., Any], scheduler: Any, req: Any, **kwargs: A
     fresh = not hasattr(req, "spark")
     if fresh:
         req.spark = member_of(req.sampling_params)
+        req.spark_replica = versions.replica(scheduler)
     if fresh and req.spark is not None and req.to_finish is None:
         _resume(req)
     return original(scheduler, req, **kwargs)

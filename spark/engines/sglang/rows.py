@@ -55,7 +55,9 @@ def _seed(req: Any) -> int:
     if not hasattr(req, "spark_seed"):
         given = req.sampling_params.sampling_seed
         if given is None:
-            given = derive_seed("sglang", torch.initial_seed(), next(_UNSEEDED))
+            # replicas begin with the same generator, and count the same
+            replica = getattr(req, "spark_replica", 0)
+            given = derive_seed("sglang", torch.initial_seed(), replica, next(_UNSEEDED))
         req.spark_seed = given
     return req.spark_seed
 

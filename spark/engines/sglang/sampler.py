@@ -63,6 +63,9 @@ def make_sampler() -> Any:
             # a row without a valid token: its request is aborted where the scores arrive
             tokens = rows.scores.tokens.clamp(min=0)
             if return_logprob:
+                if rows.grammar is not None:
+                    # what requests are told is what SGLang would tell them
+                    rows.grammar.apply(logits)
                 if not original_logprobs():
                     logits = logits / sampling_info.temperatures
                 logprobs = torch.log_softmax(logits, dim=-1)

@@ -35,6 +35,17 @@ def publish(cache: Any, req: Any, up_to: int) -> None:
     req.extend_range = before
 
 
+def replica(scheduler: Any) -> int:
+    """Return which of `--dp-size` replicas `scheduler` belongs to; all its ranks say the same."""
+    from sglang.srt.runtime_context import get_parallel
+
+    rank = getattr(get_parallel(), "dp_rank", None)
+    if rank is None:
+        # 0.5.19; later releases have None there for a single replica
+        rank = getattr(getattr(scheduler, "ps", None), "dp_rank", None)
+    return rank or 0
+
+
 def lock(cache: Any, req: Any) -> Callable[[], None]:
     """Keep what the tree owns of `req` from eviction until the returned function is called."""
     held = getattr(req, "lock", None)

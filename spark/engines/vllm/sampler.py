@@ -63,7 +63,8 @@ class SparkSampler(Sampler):
         if self.takes(sampling_metadata):
             read, allowed = self._masked(logits, sampling_metadata, grammar)
             found = self._score(read, allowed)
-            logprobs = self._logprobs(logits, sampling_metadata, found.tokens.clamp_(min=0))
+            tokens = found.tokens.clamp_(min=0)
+            logprobs = self._logprobs(logits, sampling_metadata, grammar, tokens)
             output = SamplerOutput(found.tokens.int().unsqueeze(-1), logprobs)
         else:
             output = self._stock(logits, sampling_metadata, grammar)
@@ -124,12 +125,17 @@ class SparkSampler(Sampler):
             logits.masked_fill_(~unpack(grammar, logits.shape[1]), -math.inf)
         return super().forward(logits, metadata)
 
-    def _logprobs(self, logits: Tensor, metadata: Any, tokens: Tensor) -> Any:
+    def _logprobs(
+        self, logits: Tensor, metadata: Any, grammar: Tensor | None, tokens: Tensor
+    ) -> Any:
         """Return the LogprobsTensors that requests asked vLLM for, or None."""
         wanted, specific = metadata.max_num_logprobs, metadata.logprob_token_ids
         if wanted is None and not specific:
             return None
         raw = logits.float()
+        if grammar is not None:
+            # vLLM masks before it samples, and tells what is left
+            raw = raw.masked_fill(~unpack(grammar, raw.shape[1]), -math.inf)
         if self.logprobs_mode == "raw_logprobs":
             raw = self.compute_logprobs(raw)
         if specific:

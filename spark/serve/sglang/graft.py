@@ -63,7 +63,7 @@ def branches(body: bytes) -> bool:
         return False
     try:
         record = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         # ours to refuse
         return True
     return isinstance(record, dict) and record.get("branching") is not None

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -88,7 +89,9 @@ class VLLMBackend:
         if room <= 0:
             yield Delta(finish_reason="context", weight_version=version)
             return
-        settings = vllm_params(request)
+        # vLLM's processes take no number beyond 64 bits
+        most = replace(params, max_tokens=min(params.max_tokens, room))
+        settings = vllm_params(replace(request, params=most))
         recent = list(reversed(request.tokens[request.prompt_length :]))
         stop = Matcher(params.stop, self._text, recent) if params.stop else None
         taken: list[int] = []
@@ -166,7 +169,9 @@ class VLLMBackend:
         """Return the data-parallel rank of the leaf's tree: children go where their parent is."""
         if self._ranks == 1:
             return None
-        return self._trees.setdefault(tree_of(leaf), len(self._trees) % self._ranks)
+        taken = Counter(self._trees.values())
+        fewest = min(range(self._ranks), key=lambda rank: taken[rank])
+        return self._trees.setdefault(tree_of(leaf), fewest)
 
     def _delta(
         self, completion: Any, request: LeafRequest, taken: list[int], stop: Matcher | None

@@ -62,7 +62,7 @@ def test_bad_input_is_refused_by_name(
 
 def test_two_hundred_trees_are_answered_or_refused(small: Server) -> None:
     async def flood() -> list[tuple[int, Any]]:
-        async with Client(small.url) as client:
+        async with Client(small.url, reuse=False) as client:
             asked = [client.ask(body(11 + i % 9, i, max_tokens=16)) for i in range(200)]
             return await asyncio.gather(*asked)
 
@@ -114,7 +114,8 @@ def test_idle_trees_expire(small: Server) -> None:
     async def expire() -> tuple[int, Any]:
         async with Client(small.url) as client:
             tree = (await client.good(body()))["branching"]["id"]
-            await asyncio.sleep(3.5)
+            while (await client.metrics())["spark:trees_kept"]:
+                await asyncio.sleep(0.2)
             return await client.ask(body(branching={"tree": tree, "from": 0}, prompt=[1], n=1))
 
     status, answer = asyncio.run(expire())

@@ -262,7 +262,7 @@ def test_a_client_that_leaves_stops_its_leaves(server: Server) -> None:
 
 def test_200_trees_at_once_are_answered_or_refused(server: Server) -> None:
     async def run() -> None:
-        async with Client(server.url) as client:
+        async with Client(server.url, reuse=False) as client:
             tree = {"policy": "entropy", "roots": 2, "entropy_threshold": 3.0, "keep": False}
 
             async def one(seed: int) -> int:

@@ -103,6 +103,14 @@ def test_versions(server: Server, tmp_path: Path) -> None:
         asyncio.run(restore(server))
 
 
+async def runs(client: Client) -> bool:
+    """Return whether vLLM is at work on a request."""
+    async with client.session.get(client.url + "/metrics") as answer:
+        lines = (await answer.text()).splitlines()
+    found = [line for line in lines if line.startswith("vllm:num_requests_running")]
+    return any(float(line.rsplit(" ", 1)[1]) for line in found)
+
+
 def test_ordinary_requests_in_progress_are_waited_for(server: Server) -> None:
     new, fresh = scaled(0.5)
     long = {"prompt": TOKENS, "max_tokens": 150, "temperature": 0, "ignore_eos": True}
@@ -110,7 +118,8 @@ def test_ordinary_requests_in_progress_are_waited_for(server: Server) -> None:
     async def run() -> None:
         async with Client(server.url) as client:
             running = asyncio.create_task(client.good(long | {"return_token_ids": True}))
-            await asyncio.sleep(0.1)
+            while not await runs(client):
+                assert not running.done()
             url = f"{server.url}/v1/weights?version=6"
             async with client.session.post(url, data=save(new)) as said:
                 assert said.status == 200, await said.text()
