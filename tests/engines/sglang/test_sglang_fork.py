@@ -169,3 +169,24 @@ def test_bad_forks_are_refused(single: Offline, wrong: dict, message: str) -> No
 
     assert re.search(message, str(single.run(refuse()).error))
     single.check_clean()
+
+
+def test_a_grammar_that_does_not_compile_costs_its_fork_alone(engine: Offline) -> None:
+    """SGLang gives such a request another prompt: what was copied for it is not for that."""
+    tokens, stranger = prompt(11, 9), prompt(9, 4)
+
+    async def run() -> list[Output]:
+        parent = await engine.generate(tokens, 3, tree="odd")
+        found = await asyncio.gather(
+            engine.fork(parent, tokens, 2, 8, tree="odd", regex="("),
+            engine.fork(parent, tokens, 2, 8, tree="odd"),
+            engine.generate(stranger, 12),
+        )
+        engine.release("odd")
+        return found
+
+    bad, child, other = engine.run(run())
+    assert bad.error is not None
+    assert child.tokens == engine.greedy(tokens, 10)[2:]
+    assert other.tokens == engine.greedy(stranger, 12)
+    engine.check_clean()

@@ -94,6 +94,21 @@ def test_a_tree_stays_on_its_replica(replicas: Offline) -> None:
     assert replicas.run(replicas.flush())
 
 
+def test_replicas_draw_differently(replicas: Offline) -> None:
+    tokens = prompt(9, 94)
+
+    async def draw() -> list[Output]:
+        drawn = (
+            replicas.generate(tokens, 8, temperature=1.0, rank=rank)
+            for _ in range(6)
+            for rank in (0, 1)
+        )
+        return await asyncio.gather(*drawn)
+
+    outputs = replicas.run(draw())
+    assert len({tuple(output.tokens) for output in outputs}) == 12
+
+
 def test_logprobs_are_those_of_temperature_1_where_sglang_is_told_so(replicas: Offline) -> None:
     tokens = prompt(17, 93)
     params = {"max_new_tokens": 12, "temperature": 0.5, "ignore_eos": True}

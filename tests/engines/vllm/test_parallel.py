@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 from unittest.mock import Mock
@@ -86,3 +87,9 @@ def test_a_tree_has_one_of_the_ranks_of_its_server(balancer: dict, ranks: set[in
     trees = [[backend._rank(f"tree-{tree}/{leaf}") for leaf in range(3)] for tree in range(9)]
     assert all(len(set(leaves)) == 1 for leaves in trees)
     assert {leaves[0] for leaves in trees} == ranks
+    # trees that come as others go spread as well
+    for tree in range(9, 200):
+        del backend._trees[f"tree-{tree - 9}"]
+        backend._rank(f"tree-{tree}/0")
+    held = Counter(backend._trees.values())
+    assert set(held) == ranks and max(held.values()) - min(held.values()) <= 1

@@ -121,6 +121,31 @@ def test_masks_leave_the_scores_of_the_whole_vocabulary(engines: Any) -> None:
     assert (torch.tensor(stream.scores.entropies) - entropy).abs().max() < 5e-6
 
 
+@pytest.mark.parametrize("branching", [{"branching": "spark"}, STOCK])
+def test_log_probabilities_under_a_grammar_are_those_of_what_it_allows(
+    engines: Any, branching: dict
+) -> None:
+    """As vLLM tells them without us, whoever else is in the batch."""
+    harness: Harness = engines(branching=branching, max_logprobs=VOCAB)
+    grammar = StructuredOutputsParams(choice=["look at the desk", "take a key"])
+    params = {"temperature": 1.0, "max_tokens": 4}
+    tokens = harness.llm.get_tokenizer().encode("then")
+    harness.add("asks", tokens, seed=1, logprobs=-1, structured_outputs=grammar, **params)
+    harness.add("beside", tokens, seed=2, **params)
+    seen = []
+    while harness.engine.has_unfinished_requests():
+        harness.step()
+        raw = harness.streams["asks"].raw
+        if raw is not None and raw.logprobs:
+            seen += raw.logprobs
+    harness.streams.clear()
+    assert seen
+    for entry in seen:
+        told = torch.tensor([each.logprob for each in entry.values()])
+        assert len(told) == VOCAB and told.isneginf().any()
+        assert told.exp().sum() == pytest.approx(1.0, abs=1e-5)
+
+
 def text(harness: Harness, tokens: list[int]) -> str:
     """Return the text of `tokens` without the end that closes a grammar."""
     return harness.llm.get_tokenizer().decode(tokens).removesuffix("<|end|>")
