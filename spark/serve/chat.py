@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
@@ -18,10 +18,18 @@ _ANSWER = "@answer@"
 class ChatFormat:
     """A tokenizer's chat template."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> None:
-        """`template`: see `template_source`, which raises ValueError."""
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str | None = None,
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`template`: see `template_source`, which raises ValueError. `defaults`: variables of it
+        that a request may say otherwise.
+        """
         self._tokenizer: Any = tokenizer
         self._template = template_source(template)
+        self._defaults = dict(defaults or {})
 
     def prompt(self, messages: Sequence[dict[str, Any]], **variables: Any) -> list[int]:
         """Return the tokens up to where the model answers `messages`."""
@@ -64,7 +72,7 @@ class ChatFormat:
                     chat_template=self._template,
                     add_generation_prompt=True,
                     tokenize=False,
-                    **variables,
+                    **(self._defaults | variables),
                 )
             )
         except (TemplateError, TypeError, ValueError, KeyError) as error:

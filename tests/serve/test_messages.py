@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from spark.serve.chat import ChatFormat
 from spark.serve.openai import Message, plain
 from spark.serve.protocol import RequestError
 
@@ -36,3 +37,22 @@ def test_tool_calls_that_cannot_be_read_are_named(calls: Any, field: str) -> Non
     with pytest.raises(RequestError) as error:
         plain(3, Message(role="assistant", content="", tool_calls=calls))
     assert error.value.param == field
+
+
+class Recorder:
+    """A tokenizer that writes down what its template is given."""
+
+    chat_template = "there is one"
+
+    def apply_chat_template(self, messages: Any, **given: Any) -> str:
+        return f"{given['thinking']} {given['tone']}"
+
+    def encode(self, text: str, **_: Any) -> list[int]:
+        return list(text.encode())
+
+
+def test_a_request_may_say_otherwise_what_its_server_says_of_the_template() -> None:
+    tokenizer: Any = Recorder()
+    chat = ChatFormat(tokenizer, None, {"thinking": False, "tone": "calm"})
+    assert bytes(chat.prompt([{"role": "user", "content": "x"}])) == b"False calm"
+    assert bytes(chat.prompt([], thinking=True)) == b"True calm"

@@ -63,7 +63,9 @@ class SparkEndpoint:
         backend = VLLMBackend.of(engine_client, names[0])
         backend.aliases = tuple(names[1:])
         trees = Trees(backend, Limits(**chosen.branching_limits), Metrics(REGISTRY))
-        self.routes = TreeRoutes(trees, ChatFormat(backend.tokenizer, args.chat_template))
+        variables = getattr(args, "default_chat_template_kwargs", None)
+        chat = ChatFormat(backend.tokenizer, args.chat_template, variables)
+        self.routes = TreeRoutes(trees, chat)
         self._backend, self._weight_updates = backend, chosen.branching_weight_updates
         self._watch = asyncio.create_task(trees.watch())
         atexit.register(fail_if_dead, engine_client)
