@@ -22,9 +22,8 @@ from spark.serve.protocol import (
     token_ids,
 )
 
-# no influence on what is generated
+# no influence on what is generated; tool calls are not made of it
 IGNORED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
-# tool calls are not made of the text
 IGNORED |= {"parallel_tool_calls"}
 # value at which a field changes nothing, so that clients may send their defaults
 NEUTRAL: dict[str, Any] = {
@@ -75,7 +74,6 @@ class StreamOptions(Strict):
 
     include_usage: bool = False
     include_obfuscation: bool = False
-    """Of no effect: nothing is added to the chunks."""
 
 
 class Body(BaseModel):
