@@ -211,8 +211,10 @@ def test_an_interrupt_from_the_keyboard_is_heard_by_the_program_alone():
                     time.sleep(0.5)
                     raise
     """
+    # background jobs of a shell, as we may be one, do not hear interrupts
+    heard = ["env", "--default-signal=INT"]
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program), str(Path(__file__).parent)],
+        [*heard, sys.executable, "-c", textwrap.dedent(program), str(Path(__file__).parent)],
         capture_output=True,
         text=True,
         timeout=180,

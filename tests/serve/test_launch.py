@@ -66,7 +66,9 @@ def test_a_port_that_is_taken_meanwhile_is_named(capsys: pytest.CaptureFixture[s
 
 def test_interrupts_say_what_is_waited_for_and_then_end_it() -> None:
     long = {"prompt": "go", "n": 64, "max_tokens": 500, "ignore_eos": True, "stream": True}
-    command = ["spark", "serve", "first_light", "--port", "0"]
+    # background jobs of a shell, as we may be one, do not hear interrupts
+    heard = ["env", "--default-signal=INT"]
+    command = [*heard, "spark", "serve", "first_light", "--port", "0"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True) as server:
         assert server.stdout and server.stderr
